@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# make demo    refine a simulated protein and compare the map with the known truth
+# make test    run the tests
+# make check   lint and types
+# make clean   remove everything that the targets above made
+#
+# Every target sets up what it needs in $(VENV), a virtual environment of this checkout; a second run finds it ready.
+
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= demo
+THREADS ?= $(shell nproc 2>/dev/null || echo 2)
+SPARSECV := $(VENV)/bin/sparsecv
+
+.PHONY: help demo test check clean environment environment-dev
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+environment:
+	@$(PYTHON) -m sparsecv.environment $(VENV) --source . --extras engine
+
+environment-dev:
+	@$(PYTHON) -m sparsecv.environment $(VENV) --source . --extras engine,dev
+
+demo: environment
+	@rm -rf $(DEMO)
+	$(SPARSECV) simulate --output $(DEMO)/data --seed 1
+	$(SPARSECV) refine --particles $(DEMO)/data/particles.star --reference $(DEMO)/data/reference.mrc \
+	    --output $(DEMO)/run --threads $(THREADS) --seed 1
+	$(SPARSECV) fsc $(DEMO)/run/run_class001.mrc $(DEMO)/data/truth.mrc --mask $(DEMO)/data/mask_protein.mrc
+	@echo "Pictures:"; ls $(DEMO)/run/*.png | sed 's/^/  /'
+
+test: environment-dev
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGUMENTS)
+
+check: environment-dev
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m mypy
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .hypothesis
+	find . \( -name __pycache__ -o -name .ruff_cache \) -type d -prune -exec rm -rf {} +

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""
+
+@article{Luo2019,
+  title = {Improving the resolution of Cryo-EM single particle analysis},
+  author = {Luo, Zhenwei},
+  journal = {arXiv},
+  year = {2019},
+  pages = {1905.13408},
+  url = {https://arxiv.org/abs/1905.13408}
+}
+
+@article{Luo2021,
+  title = {Sparseness and smoothness regularized imaging for improving the resolution of cryo-EM
+           single-particle reconstruction},
+  author = {Luo, Zhenwei and Campos-Acevedo, Adam A. and Lv, Longfei and Wang, Qinghua and Ma, Jianpeng},
+  journal = {Proceedings of the National Academy of Sciences},
+  volume = {118},
+  number = {2},
+  pages = {e2013756118},
+  year = {2021},
+  doi = {10.1073/pnas.2013756118}
+}
+
+@article{Punjani2020,
+  title = {Non-uniform refinement: adaptive regularization improves single-particle cryo-EM reconstruction},
+  author = {Punjani, Ali and Zhang, Haowei and Fleet, David J.},
+  journal = {Nature Methods},
+  volume = {17},
+  number = {12},
+  pages = {1214--1221},
+  year = {2020},
+  doi = {10.1038/s41592-020-00990-8}
+}
+
+@article{Scheres2012,
+  title = {RELION: Implementation of a Bayesian approach to cryo-EM structure determination},
+  author = {Scheres, Sjors H. W.},
+  journal = {Journal of Structural Biology},
+  volume = {180},
+  number = {3},
+  pages = {519--530},
+  year = {2012},
+  doi = {10.1016/j.jsb.2012.09.006}
+}
+
+"""

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The program ``sparsecv``: finds the command, reads its settings, and turns what went wrong into one line and a status.
+
+Exit status: 0 finished; 1 failed; 2 the input is wrong; 3 the device cannot be used; 74 a disk or a file failed; 130
+and 143 stopped by SIGINT and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from sparsecv import __version__
+from sparsecv.engine.commands import DeviceError
+from sparsecv.engine.errors import InputError
+
+# Modules are imported when their command runs: all of them together take a second.
+COMMANDS = {
+    "refine": ("sparsecv.engine.commands.refine", "gold-standard 3D refinement of particles against a starting map"),
+    "reconstruct": ("sparsecv.engine.commands.reconstruct", "a map from particles with known poses"),
+    "postprocess": ("sparsecv.engine.commands.postprocess", "masked FSC, sharpening and filtering of two half maps"),
+    "fsc": ("sparsecv.engine.commands.fsc", "the Fourier shell correlation of two maps"),
+    "simulate": ("sparsecv.engine.commands.simulate", "particles with known truth"),
+    "check": ("sparsecv.engine.check", "versions, devices and a short run: does the installation work?"),
+}
+FAILED, WRONG_INPUT, NO_DEVICE, DISK, INTERRUPTED, TERMINATED = 1, 2, 3, 74, 130, 143
+
+
+class Terminated(BaseException):
+    """SIGTERM came; like KeyboardInterrupt it is no Exception, so that nothing on the way swallows it."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong command line as every other wrong input."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError."""
+        raise InputError(message, remedy=f"see {self.prog} --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (default: that of the process) and return the exit status; never raises an Exception."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        with _sigterm_raises():
+            status = _dispatch(given)
+            sys.stdout.flush()
+            return status
+    except InputError as error:
+        return _complain(str(error), WRONG_INPUT)
+    except DeviceError as error:
+        return _complain(str(error), NO_DEVICE)
+    except KeyboardInterrupt:
+        return _complain("interrupted", INTERRUPTED)
+    except Terminated:
+        return _complain("stopped by SIGTERM", TERMINATED)
+    except BrokenPipeError:
+        # the reader of our output has gone; what is left in the buffer must not fail again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DISK
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{place}{error.strerror or error}", DISK)
+    except MemoryError as error:
+        return _complain(f"out of memory ({error})", FAILED)
+    except Exception as error:
+        traceback.print_exc()
+        return _complain(f"unexpected {type(error).__name__}; the lines above say where", FAILED)
+
+
+def _complain(text: str, status: int) -> int:
+    line = " ".join(text.split())
+    print(f"sparsecv: error: {line}".encode(errors="backslashreplace").decode(), file=sys.stderr, flush=True)
+    return status
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Turn SIGTERM into an exception, so that files are closed and temporary ones removed."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # only there can a handler be set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0 if arguments else WRONG_INPUT
+    name = arguments[0]
+    if name == "--version":
+        print(f"sparsecv {__version__}")
+        return 0
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        raise InputError("unknown command", value=name, rule=f"one of {', '.join(COMMANDS)}",
+                         remedy=f"did you mean {near[0]}?" if near else None)
+    module = importlib.import_module(COMMANDS[name][0])
+    return _run(name, module, arguments)
+
+
+def _run(name: str, module: Any, arguments: list[str]) -> int:
+    """Read the settings of a command from its options and its TOML file, and run it."""
+    from sparsecv.engine.settings import add_options, build, given, read_settings, write_settings
+
+    parser = Parser(prog=f"sparsecv {name}", description=COMMANDS[name][1], allow_abbrev=False)
+    add_options(parser, module.SETTINGS)
+    try:
+        namespace = parser.parse_args(arguments[1:])
+    except SystemExit as end:  # --help
+        return int(end.code or 0)
+    from_line = given(namespace, module.SETTINGS)
+    config = namespace.config or _earlier_settings(name, from_line)
+    from_file = {} if config is None else read_settings(config, name, module.SETTINGS, tuple(COMMANDS))
+    settings = build(module.SETTINGS, from_file, from_line)
+    status: int = module.run(settings, lambda path: write_settings(path, name, settings, arguments))
+    return status
+
+
+def _earlier_settings(name: str, from_line: dict[str, Any]) -> Path | None:
+    """The run.toml that ``refine --output DIR --continue`` goes on with where nothing says which particles."""
+    if name != "refine" or not from_line.get("resume") or "particles" in from_line or "output" not in from_line:
+        return None
+    found = Path(from_line["output"]) / "run.toml"
+    return found if found.is_file() else None
+
+
+def _overview() -> str:
+    rows = [f"  {name:12s} {summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join([
+        "usage: sparsecv COMMAND [options]", "", "Single-particle cryo-EM refinement.", "", "commands:", *rows, "",
+        "sparsecv COMMAND --help   the options of a command",
+        "sparsecv --version        the version",
+    ])  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

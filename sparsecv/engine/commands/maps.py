@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Reading maps that belong together, for the commands that compare them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from sparsecv.engine.errors import InputError
+from sparsecv.engine.io.mrc import Map, read_map
+from sparsecv.engine.physics.masks import check_mask
+
+SAME_PIXEL = 0.01  # relative difference up to which pixel sizes count as equal
+
+
+def read_pair(first: Path, second: Path, pixel_size: float | None) -> tuple[Map, Map]:
+    """Read two maps of the same box and pixel size.
+
+    Raises
+    ------
+    InputError
+        Where they differ: names both files and what each has.
+    """
+    map1, map2 = (read_map(path, pixel_size=pixel_size) for path in (first, second))
+    if map1.data.shape != map2.data.shape:
+        raise InputError(f"box differs from that of {first}", file=second, value=map2.data.shape[0],
+                         rule=f"{map1.data.shape[0]} pixels", remedy="compare maps of the same box")
+    if abs(map2.pixel_size / map1.pixel_size - 1) > SAME_PIXEL:
+        raise InputError(f"pixel size differs from that of {first}", file=second, value=map2.pixel_size,
+                         rule=f"{map1.pixel_size:g} A within 1 %", remedy="give the true one with --pixel-size")
+    return map1, map2
+
+
+def read_mask(path: Path | None, like: Map, pixel_size: float | None) -> np.ndarray | None:
+    """Read a mask that fits a map and show warnings about it; None without a path."""
+    if path is None:
+        return None
+    mask = read_map(path, pixel_size=pixel_size)
+    warn(check_mask(mask.data, like.data.shape, like.pixel_size, mask_pixel_size=mask.pixel_size, file=str(path)))
+    return mask.data
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """Show each warning as a line on standard error."""
+    for text in warnings:
+        print(f"sparsecv: warning: {text}", file=sys.stderr)

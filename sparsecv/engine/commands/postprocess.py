@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``sparsecv postprocess``: masked FSC, sharpening and filtering of two half maps."""
+
+from __future__ import annotations
+
+from sparsecv.engine.commands import Save
+from sparsecv.engine.validate.settings import PostprocessSettings
+
+SETTINGS = PostprocessSettings
+
+
+def run(settings: PostprocessSettings, save: Save) -> int:
+    """Write RELION's files of a post-processing, two pictures and the settings; print resolution and B-factor."""
+    from sparsecv.engine.commands.maps import read_mask, read_pair, warn
+    from sparsecv.engine.report.plots import plot_fsc, plot_slices
+    from sparsecv.engine.threads import use_threads
+    from sparsecv.engine.validate.fsc_files import write_postprocess
+    from sparsecv.engine.validate.postprocess import postprocess
+
+    workers = use_threads(settings.threads)
+    half1, half2 = read_pair(settings.half1, settings.half2, settings.pixel_size)
+    result = postprocess(
+        half1.data,
+        half2.data,
+        half1.pixel_size,
+        mask=read_mask(settings.mask, half1, settings.pixel_size),
+        mtf=settings.mtf,
+        mtf_pixel_size=settings.mtf_pixel_size,
+        bfactor=settings.bfactor,
+        autob_lowres=settings.autob_lowres,
+        autob_highres=settings.autob_highres,
+        low_pass=settings.low_pass,
+        fsc_weighting=not settings.no_fsc_weighting,
+        force_mask=settings.force_mask,
+        seed=settings.seed,
+        workers=workers,
+    )
+    warn(result.warnings)
+    folder = settings.output
+    folder.mkdir(parents=True, exist_ok=True)
+    mask_name = None if settings.mask is None else str(settings.mask)
+    names = (str(settings.half1), str(settings.half2))
+    write_postprocess(result, folder, half_names=names, mask_name=mask_name)
+    curves = {"mask-corrected": result.curves.corrected, "masked": result.curves.masked,
+              "unmasked": result.curves.unmasked, "sphere": result.curves.spherical,
+              "random phases": result.curves.randomised}
+    box = result.map.shape[0]
+    plot_fsc(folder / "postprocess_fsc.png", curves, box, result.pixel_size, without_crossing=("random phases",))
+    plot_slices(folder / "postprocess_slices.png", result.map, result.pixel_size, title="Sharpened map")
+    save(folder / "postprocess.toml")
+    bfactor = "none: not sharpened" if result.bfactor is None else f"{result.bfactor:.1f} A^2"
+    print(f"resolution {result.resolution_0143} at 0.143, {result.resolution_05} at 0.5; "
+          f"final resolution {result.final_resolution:.2f} A; B-factor {bfactor}")
+    print(f"results in {folder}: postprocess.mrc, postprocess_masked.mrc, postprocess.star, pictures")
+    return 0

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is checked when a particle STAR file comes in; every refusal names file, row, column, value, rule and remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsecv.engine.errors import InputError
+from sparsecv.engine.io.mrc import ImageStack
+from sparsecv.engine.io.optics import OpticsGroup
+from sparsecv.engine.io.paths import IMAGE_NAME, index_of_first
+from sparsecv.engine.io.star import StarFile, StarTable
+
+ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
+SHIFTS = ("rlnOriginXAngst", "rlnOriginYAngst")
+OLD_SHIFTS = ("rlnOriginX", "rlnOriginY")
+LARGEST_DEFOCUS = 1e6  # A
+SMALLEST_BOX = 16
+PIXEL_SIZE_TOLERANCE = 0.02
+
+
+def find_particles(star: StarFile, fewest: int) -> StarTable:
+    """Return the table of particles of a STAR file; it has at least ``fewest`` rows."""
+    name = next((name for name in ("particles", "images", "") if name in star and IMAGE_NAME in star.table(name)), None)
+    if name is None:
+        raise InputError(
+            "no particles",
+            file=star.path,
+            value=[f"data_{known}" for known in star.names],
+            rule="a table data_particles, data_images or data_ with a column rlnImageName",
+            remedy="give the STAR file of extracted particles",
+        )
+    table = star.table(name)
+    tomography = [column for column in table.columns if column.startswith("rlnTomo")]
+    if tomography:
+        raise InputError(
+            "tomography particles",
+            file=star.path,
+            item=f"data_{name}, column {tomography[0]}",
+            rule="single-particle images are refined, not subtomograms",
+        )
+    if len(table) < fewest:
+        raise InputError("too few particles", file=star.path, value=len(table), rule=f"at least {fewest}")
+    return table
+
+
+def merge_links(paths: list[Path], index: NDArray[np.int32]) -> tuple[list[Path], NDArray[np.int32]]:
+    """Let two names of one file be one stack."""
+    names, merged = index_of_first([str(path) for path in paths])
+    return [Path(name) for name in names], merged[index]
+
+
+def open_stacks(stacks: list[Path], stack_index: NDArray[np.int32], table: StarTable) -> list[ImageStack]:
+    """Open every stack; an InputError names the first row that needs a stack which cannot be used."""
+    readers = []
+    for number, path in enumerate(stacks):
+        try:
+            readers.append(ImageStack(path))
+        except InputError as error:
+            row = int(np.argmax(stack_index == number))
+            raise table.error(f"image stack cannot be used: {error}", IMAGE_NAME, row) from error
+    return readers
+
+
+def check_stacks(
+    readers: list[ImageStack],
+    stack_index: NDArray[np.int32],
+    image_index: NDArray[np.int64],
+    table: StarTable,
+    optics: tuple[OpticsGroup, ...],
+    notes: list[str],
+) -> tuple[OpticsGroup, ...]:
+    """Compare headers with the table; return the optics groups with their box filled in."""
+    counts = np.array([reader.count for reader in readers])
+    beyond = image_index >= counts[stack_index]
+    if beyond.any():
+        row = int(np.argmax(beyond))
+        count = counts[stack_index[row]]
+        raise table.error("the stack has no such image", IMAGE_NAME, row, rule=f"{count} images are in it")
+    box = optics[0].box or readers[0].box
+    for number, reader in enumerate(readers):
+        if reader.box != box:
+            row = int(np.argmax(stack_index == number))
+            source = "the optics group's rlnImageSize" if optics[0].box else str(readers[0].path)
+            raise table.error(
+                f"images of {reader.box} pixels",
+                IMAGE_NAME,
+                row,
+                rule=f"the box is {box} pixels by {source}",
+                remedy="extract all particles with one box",
+            )
+    if box < SMALLEST_BOX:
+        raise InputError("box too small", file=table.path, value=box, rule=f"at least {SMALLEST_BOX} pixels")
+    sizes = np.array([reader.pixel_size for reader in readers])
+    expected = optics[0].pixel_size
+    # 1.0 is what RELION and others write when they mean nothing by it
+    odd = (sizes > 0) & (sizes != 1.0) & (np.abs(sizes - expected) > PIXEL_SIZE_TOLERANCE * expected)
+    if odd.any():
+        first = readers[int(np.argmax(odd))]
+        notes.append(
+            f"{table.path}: {int(odd.sum())} stacks have another pixel size in their header (first: {first.path}, "
+            f"{first.pixel_size:.4g} A) than the STAR file ({expected:.4g} A), which is used"
+        )
+    notes.extend(warning for reader in readers for warning in reader.warnings)
+    return tuple(replace(group, box=box) for group in optics)
+
+
+def check_duplicates(
+    stack_index: NDArray[np.int32], image_index: NDArray[np.int64], table: StarTable, notes: list[str] | None
+) -> None:
+    """Refuse an image that occurs twice, or say so in ``notes``."""
+    keys = stack_index.astype(np.int64) * (int(image_index.max()) + 1) + image_index
+    unique, first = np.unique(keys, return_index=True)
+    if len(unique) < len(keys):
+        if notes is not None:
+            notes.append(f"{table.path}: {len(keys) - len(unique)} images occur more than once")
+            return
+        again = int(np.setdiff1d(np.arange(len(keys)), first)[0])
+        before = int(np.argmax(keys == keys[again]))
+        raise table.error(
+            f"the same image as in row {before + 1}",
+            IMAGE_NAME,
+            again,
+            rule="every image occurs once: in both half sets it would fake resolution",
+            remedy="remove the duplicates",
+        )
+
+
+def name_groups(
+    table: StarTable, choices: Sequence[str], stacks: list[str], stack_index: NDArray[np.int32]
+) -> tuple[list[str], NDArray[np.int32]]:
+    """Return names and membership by the first of the columns that there is, else by the stack."""
+    column = next((column for column in choices if column in table), None)
+    if column is None:
+        return stacks, stack_index
+    return index_of_first(table.strings(column))
+
+
+def floats_or(table: StarTable, column: str, default: float) -> NDArray[np.float64]:
+    """Return a column, or the default in every row where there is none."""
+    return table.floats(column) if column in table else np.full(len(table), default)
+
+
+def read_defocus(table: StarTable) -> dict[str, NDArray[np.float64]]:
+    """Return defocus_u, defocus_v (A; default defocus_u) and defocus_angle (degrees; default 0)."""
+    values = {"defocus_u": table.floats("rlnDefocusU")}
+    values["defocus_v"] = table.floats("rlnDefocusV") if "rlnDefocusV" in table else values["defocus_u"]
+    for column, name in (("rlnDefocusU", "defocus_u"), ("rlnDefocusV", "defocus_v")):
+        wrong = np.abs(values[name]) >= LARGEST_DEFOCUS
+        if wrong.any():
+            raise table.error("impossible defocus", column, int(np.argmax(wrong)), rule="below 1e6 A")
+    return {**values, "defocus_angle": floats_or(table, "rlnDefocusAngle", 0.0)}
+
+
+def read_angles(table: StarTable) -> NDArray[np.float64] | None:
+    """Return (rot, tilt, psi) in degrees, (n, 3), or None where they are not all given or all 0."""
+    if not all(column in table for column in ANGLES):
+        return None  # extraction and 2D classification write some of the angles only
+    angles = np.stack([table.floats(column) for column in ANGLES], axis=1)
+    return angles if angles.any() else None
+
+
+def read_shifts(table: StarTable, pixel_size: float) -> NDArray[np.float64]:
+    """Return the origins (x, y) in A, (n, 2), from those in A or RELION 3.0's in pixels; 0 where there are none."""
+    if all(column in table for column in SHIFTS):
+        return np.stack([table.floats(column) for column in SHIFTS], axis=1)
+    if all(column in table for column in OLD_SHIFTS):
+        return np.stack([table.floats(column) for column in OLD_SHIFTS], axis=1) * pixel_size
+    return np.zeros((len(table), 2))
+
+
+def read_halves(table: StarTable, notes: list[str] | None) -> NDArray[np.int8]:
+    """Return the half sets, 1 or 2, or all 0 where not given; all particles in one are refused or said in ``notes``."""
+    column = "rlnRandomSubset"
+    if column not in table:
+        return np.zeros(len(table), dtype=np.int8)
+    halves = table.integers(column)
+    if not halves.any():
+        return halves.astype(np.int8)
+    wrong = (halves != 1) & (halves != 2)
+    if wrong.any():
+        raise table.error("not a half set", column, int(np.argmax(wrong)), rule="1 or 2 in every row, or 0 in all")
+    if halves.min() == halves.max():
+        if notes is not None:
+            notes.append(f"{table.path}: all particles are in half set {halves[0]}")
+            return halves.astype(np.int8)
+        raise InputError(
+            f"all particles are in half set {halves[0]}",
+            file=table.path,
+            item=f"column {column}",
+            rule="both half sets hold particles",
+            remedy="remove the column to have half sets drawn",
+        )
+    return halves.astype(np.int8)

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Optics groups of a particle STAR file: RELION 3.1's table, or made from the columns of a RELION 3.0 file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsecv.engine.errors import InputError
+from sparsecv.engine.io.star import StarFile, StarTable
+
+USUAL_AMPLITUDE_CONTRAST = 0.1
+ABERRATIONS = ("rlnBeamTiltX", "rlnBeamTiltY", "rlnOddZernike", "rlnEvenZernike")
+MAGNIFICATION = ("rlnMagMat00", "rlnMagMat01", "rlnMagMat10", "rlnMagMat11")
+OLD_COLUMNS = (
+    "rlnMagnification",
+    "rlnDetectorPixelSize",
+    "rlnPixelSize",
+    "rlnImagePixelSize",
+    "rlnVoltage",
+    "rlnSphericalAberration",
+    "rlnAmplitudeContrast",
+)
+
+
+@dataclass(frozen=True)
+class OpticsGroup:
+    """What the images of one group have in common.
+
+    Attributes
+    ----------
+    name, number
+        As the STAR file has them.
+    pixel_size
+        A.
+    box
+        Side of the images in pixels; 0 where the STAR file does not say.
+    voltage_kv, cs_mm
+        Acceleration voltage in kV and spherical aberration in mm.
+    amplitude_contrast
+        Fraction, 0 to 1.
+    mtf
+        File of the detector's modulation transfer function, as written, or None.
+    """
+
+    name: str
+    number: int
+    pixel_size: float
+    box: int
+    voltage_kv: float
+    cs_mm: float
+    amplitude_contrast: float
+    mtf: str | None = None
+
+
+Membership = tuple[tuple[OpticsGroup, ...], NDArray[np.int32]]  # groups, and which one each particle belongs to
+
+
+def read_optics(star: StarFile, particles: StarTable, notes: list[str]) -> Membership:
+    """Return the optics groups and which of them each particle belongs to, (n,).
+
+    Parameters
+    ----------
+    star
+        The file.
+    particles
+        Its table of particles.
+    notes
+        Sentences on what is assumed or ignored are appended here.
+
+    Raises
+    ------
+    InputError
+        A column is missing or out of range, a particle names a group that does not exist, images are premultiplied by
+        their CTF, phase-flipped or three-dimensional, or groups differ in pixel size or box.
+    """
+    if "optics" in star:
+        groups, index = _optics_table(star.table("optics"), particles, notes)
+    else:
+        groups, index = _optics_of_old_file(particles, notes)
+    first = groups[0]
+    for group in groups[1:]:
+        for what, own, other in (("pixel size", group.pixel_size, first.pixel_size), ("box", group.box, first.box)):
+            if abs(own - other) > 1e-4 * max(own, other):
+                raise InputError(
+                    f"optics groups differ in {what}",
+                    file=star.path,
+                    item=f"{first.name} and {group.name}",
+                    value=(other, own),
+                    rule="all groups of a refinement share one pixel size and box",
+                    remedy="extract or rescale the particles of one group to those of the other",
+                )
+    _note_ignored(particles, notes)
+    return groups, index
+
+
+def add_optics_table(
+    star: StarFile, particles: StarTable, groups: tuple[OpticsGroup, ...], index: NDArray[np.int32]
+) -> None:
+    """Turn a RELION 3.0 file into a 3.1 one: optics table first, group numbers in the particles, old columns gone."""
+    columns: dict[str, list[Any]] = {
+        "rlnOpticsGroup": [group.number for group in groups],
+        "rlnOpticsGroupName": [group.name for group in groups],
+        "rlnAmplitudeContrast": [group.amplitude_contrast for group in groups],
+        "rlnSphericalAberration": [group.cs_mm for group in groups],
+        "rlnVoltage": [group.voltage_kv for group in groups],
+        "rlnImagePixelSize": [group.pixel_size for group in groups],
+        "rlnImageDimensionality": [2 for _ in groups],
+    }
+    if all(group.box for group in groups):
+        columns["rlnImageSize"] = [group.box for group in groups]
+    particles.set("rlnOpticsGroup", np.array([group.number for group in groups])[index])
+    for column in OLD_COLUMNS:
+        particles.drop(column)
+    star.add_loop("optics", columns)
+
+
+def _optics_table(table: StarTable, particles: StarTable, notes: list[str]) -> Membership:
+    for column, why in (
+        ("rlnCtfDataAreCtfPremultiplied", "images premultiplied by their CTF are not supported"),
+        ("rlnCtfDataArePhaseFlipped", "phase-flipped images are not supported"),
+    ):
+        if column in table and table.integers(column).any():
+            row = int(np.argmax(table.integers(column) != 0))
+            raise table.error(why, column, row, rule="images as recorded", remedy="extract the particles without it")
+    if "rlnImageDimensionality" in table and (table.integers("rlnImageDimensionality") != 2).any():
+        row = int(np.argmax(table.integers("rlnImageDimensionality") != 2))
+        rule = "2: subtomograms are not refined"
+        raise table.error("not two-dimensional images", "rlnImageDimensionality", row, rule=rule)
+    numbers = table.integers("rlnOpticsGroup") if "rlnOpticsGroup" in table else np.arange(1, len(table) + 1)
+    if len(numbers) == 0:
+        raise InputError("the optics table is empty", file=particles.path, item="data_optics")
+    if len(np.unique(numbers)) < len(numbers):
+        row = int(np.setdiff1d(np.arange(len(numbers)), np.unique(numbers, return_index=True)[1])[0])
+        raise table.error("an optics group occurs twice", "rlnOpticsGroup", row, rule="every group has its own number")
+    fields = _common_fields(table, _pixel_sizes(table, particles), notes)
+    count = len(numbers)
+    named = "rlnOpticsGroupName" in table
+    names = table.strings("rlnOpticsGroupName") if named else [f"opticsGroup{number}" for number in numbers]
+    boxes = table.integers("rlnImageSize") if "rlnImageSize" in table else np.zeros(count, dtype=np.int64)
+    mtfs = table.strings("rlnMtfFileName") if "rlnMtfFileName" in table else [""] * count
+    columns = zip(names, numbers.tolist(), boxes.tolist(), mtfs, *(field.tolist() for field in fields), strict=True)
+    groups = tuple(
+        OpticsGroup(name, number, pixel, box, voltage, cs, contrast, mtf or None)
+        for name, number, box, mtf, pixel, voltage, cs, contrast in columns
+    )
+    return groups, _membership(numbers, particles)
+
+
+def _membership(numbers: NDArray[np.int64], particles: StarTable) -> NDArray[np.int32]:
+    if "rlnOpticsGroup" not in particles:
+        if len(numbers) == 1:
+            return np.zeros(len(particles), dtype=np.int32)
+        raise InputError(
+            "column rlnOpticsGroup is missing",
+            file=particles.path,
+            item=f"data_{particles.name}",
+            rule="with several optics groups every particle names its own",
+        )
+    asked = particles.integers("rlnOpticsGroup")
+    order = np.argsort(numbers)
+    place = np.minimum(np.searchsorted(numbers, asked, sorter=order), len(numbers) - 1)
+    index = order[place]
+    wrong = numbers[index] != asked
+    if wrong.any():
+        rule = f"groups are {', '.join(str(number) for number in numbers)}"
+        raise particles.error("no such optics group", "rlnOpticsGroup", int(np.argmax(wrong)), rule=rule)
+    return index.astype(np.int32)
+
+
+def _optics_of_old_file(particles: StarTable, notes: list[str]) -> Membership:
+    fields = np.stack(_common_fields(particles, _pixel_sizes(particles, particles), notes), axis=1)
+    unique, first, index = np.unique(fields, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(first)  # groups in the order in which the file names them
+    rank = np.argsort(order)
+    groups = tuple(
+        OpticsGroup(f"opticsGroup{number}", number, pixel, 0, voltage, cs, contrast)
+        for number, (pixel, voltage, cs, contrast) in enumerate(unique[order].tolist(), 1)
+    )
+    return groups, rank[index.reshape(-1)].astype(np.int32)
+
+
+def _pixel_sizes(table: StarTable, particles: StarTable) -> NDArray[np.float64]:
+    for column in ("rlnImagePixelSize", "rlnPixelSize"):
+        if column in table:
+            return _checked(table, column, lambda x: (x > 0) & (x < 1000), "0 < pixel size < 1000 A")
+    if "rlnDetectorPixelSize" in table and "rlnMagnification" in table:
+        magnification = _checked(table, "rlnMagnification", lambda x: x > 0, "above 0")
+        detector = _checked(table, "rlnDetectorPixelSize", lambda x: x > 0, "above 0 um")
+        return np.round(1e4 * detector / magnification, 9)
+    raise InputError(
+        "no pixel size",
+        file=particles.path,
+        item=f"data_{table.name}",
+        rule="a column rlnImagePixelSize (A), or in RELION 3.0 rlnDetectorPixelSize (um) and rlnMagnification",
+    )
+
+
+def _common_fields(table: StarTable, pixel_sizes: NDArray[np.float64], notes: list[str]) -> list[NDArray[np.float64]]:
+    """Return pixel size, voltage, Cs and amplitude contrast of every row, checked."""
+    voltage = _checked(table, "rlnVoltage", lambda x: (x >= 10) & (x <= 3000), "10 to 3000 kV")
+    cs = _checked(table, "rlnSphericalAberration", lambda x: (x >= 0) & (x < 100), "0 to 100 mm")
+    if "rlnAmplitudeContrast" in table:
+        contrast = _checked(table, "rlnAmplitudeContrast", lambda x: (x >= 0) & (x <= 1), "0 to 1")
+    else:
+        contrast = np.full(len(table), USUAL_AMPLITUDE_CONTRAST)
+        notes.append(f"{table.path}: no rlnAmplitudeContrast; {USUAL_AMPLITUDE_CONTRAST} is assumed")
+    return [pixel_sizes, voltage, cs, contrast]
+
+
+def _checked(
+    table: StarTable, column: str, test: Callable[[NDArray[np.float64]], NDArray[np.bool_]], rule: str
+) -> NDArray[np.float64]:
+    values = table.floats(column)
+    good = test(values)
+    if not good.all():
+        raise table.error("out of range", column, int(np.argmin(good)), rule=rule, remedy="correct the STAR file")
+    return values
+
+
+def _note_ignored(particles: StarTable, notes: list[str]) -> None:
+    """Name the terms of the image formation that are in the file and not yet in the model; their columns are kept."""
+    tables = [particles] + ([particles.star.table("optics")] if "optics" in particles.star else [])
+    ignored = []
+    for table in tables:
+        for column in ABERRATIONS:
+            if column in table and any(_has_nonzero(text) for text in set(table.strings(column))):
+                ignored.append(column)
+        if all(column in table for column in MAGNIFICATION):
+            matrices = np.stack([table.floats(column) for column in MAGNIFICATION], axis=1)
+            if np.abs(matrices - [1, 0, 0, 1]).max(initial=0) > 1e-5:
+                ignored.append("rlnMagMat")
+    if ignored:
+        notes.append(f"{particles.path}: not modelled and therefore ignored: {', '.join(sorted(set(ignored)))}")
+
+
+def _has_nonzero(text: str) -> bool:
+    mantissas = [number.lower().split("e")[0] for number in text.strip("[]").split(",")]
+    return any(digit in mantissa for mantissa in mantissas for digit in "123456789")

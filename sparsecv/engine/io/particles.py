@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The particle table: everything that is known of every particle image, checked once, at the door."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sparsecv.engine.errors import InputError
+from sparsecv.engine.io.checks import (
+    ANGLES,
+    OLD_SHIFTS,
+    SHIFTS,
+    check_duplicates,
+    check_stacks,
+    find_particles,
+    floats_or,
+    merge_links,
+    name_groups,
+    open_stacks,
+    read_angles,
+    read_defocus,
+    read_halves,
+    read_shifts,
+)
+from sparsecv.engine.io.mrc import ImageStack
+from sparsecv.engine.io.optics import OpticsGroup, add_optics_table, read_optics
+from sparsecv.engine.io.paths import IMAGE_NAME, resolve_stacks, split_image_names
+from sparsecv.engine.io.star import StarFile, StarTable, positions
+from sparsecv.engine.physics.ctf import CtfParameters
+from sparsecv.engine.physics.geometry import euler_to_matrix, matrix_to_euler
+
+LARGEST_VALUE = 1e15  # its square still fits float32, so powers of such an image stay finite
+
+
+@dataclass(frozen=True)
+class ParticleTable:
+    """Particles of one STAR file; every array has one entry per particle.
+
+    Attributes
+    ----------
+    star, table_name, path
+        The file, the name of its particle table, and where it is.
+    optics, optics_index
+        Optics groups, all of one pixel size and box, and which one each particle belongs to, int32 (n,).
+    stacks, stack_index, image_index
+        Image files, which of them, int32 (n,), and the image number in it from 0, int64 (n,).
+    defocus_u, defocus_v, defocus_angle
+        A, A, degrees; underfocus positive. Float64 (n,).
+    phase_shift, ctf_bfactor, ctf_scale
+        Degrees (default 0), A^2 (default 0), plain factor (default 1). Float64 (n,).
+    angles
+        RELION's (rot, tilt, psi), degrees, float64 (n, 3), or None where the file has no poses.
+    shifts
+        RELION's origins (x, y) in A, float64 (n, 2): a particle moved by +shift is centred. 0 where not given.
+    halves
+        Half set, 1 or 2, int8 (n,); all 0 where not given.
+    micrograph_index, micrograph_names
+        From rlnMicrographName, else the scale group, else the stack. Int32 (n,).
+    group_index, group_names
+        Groups that share one intensity scale: rlnGroupName, else the micrograph. Int32 (n,).
+    identifiers
+        Row of each particle in ``star``, from 0, int64 (n,): unchanged by :meth:`select`.
+    warnings
+        Sentences on what was assumed or ignored.
+    """
+
+    star: StarFile
+    table_name: str
+    path: Path
+    optics: tuple[OpticsGroup, ...]
+    optics_index: NDArray[np.int32]
+    stacks: tuple[Path, ...]
+    stack_index: NDArray[np.int32]
+    image_index: NDArray[np.int64]
+    defocus_u: NDArray[np.float64]
+    defocus_v: NDArray[np.float64]
+    defocus_angle: NDArray[np.float64]
+    phase_shift: NDArray[np.float64]
+    ctf_bfactor: NDArray[np.float64]
+    ctf_scale: NDArray[np.float64]
+    angles: NDArray[np.float64] | None
+    shifts: NDArray[np.float64]
+    halves: NDArray[np.int8]
+    micrograph_index: NDArray[np.int32]
+    micrograph_names: tuple[str, ...]
+    group_index: NDArray[np.int32]
+    group_names: tuple[str, ...]
+    identifiers: NDArray[np.int64]
+    warnings: tuple[str, ...]
+    readers: tuple[ImageStack, ...]
+
+    @classmethod
+    def read(
+        cls,
+        path: str | Path,
+        data_dir: str | Path | None = None,
+        *,
+        check_images: bool = True,
+        independent_halves: bool = True,
+    ) -> ParticleTable:
+        """Read and check a particle STAR file of RELION 3.0, 3.1 or 5.
+
+        Parameters
+        ----------
+        path
+            The STAR file.
+        data_dir
+            Third folder, after the working directory and that of the STAR file, in which image paths are tried.
+        check_images
+            Find the stacks and compare their headers with the table. Without it images cannot be read.
+        independent_halves
+            Refuse what makes half sets that are not independent or not there: images that occur twice, all particles in
+            one half, a single particle. Without it (reconstruction from known poses) they are only noted.
+
+        Raises
+        ------
+        InputError
+            Naming file, row, column, value, rule and remedy of the first thing that is wrong.
+        """
+        star = StarFile.read(path)
+        table = find_particles(star, 2 if independent_halves else 1)
+        notes: list[str] = []
+        optics, optics_index = read_optics(star, table, notes)
+        names, stack_index, image_index = split_image_names(table)
+        readers: list[ImageStack] = []
+        stacks = [Path(name) for name in names]
+        if check_images:
+            stacks, stack_index = merge_links(resolve_stacks(names, stack_index, table, data_dir), stack_index)
+            readers = open_stacks(stacks, stack_index, table)
+            optics = check_stacks(readers, stack_index, image_index, table, optics, notes)
+        check_duplicates(stack_index, image_index, table, None if independent_halves else notes)
+        files = [str(path) for path in stacks]
+        groups = name_groups(table, ("rlnGroupName", "rlnMicrographName", "rlnGroupNumber"), files, stack_index)
+        micrographs = name_groups(table, ("rlnMicrographName", "rlnGroupName", "rlnGroupNumber"), files, stack_index)
+        return cls(
+            star=star,
+            table_name=table.name,
+            path=Path(path),
+            optics=optics,
+            optics_index=optics_index,
+            stacks=tuple(stacks),
+            stack_index=stack_index,
+            image_index=image_index,
+            **read_defocus(table),
+            phase_shift=floats_or(table, "rlnPhaseShift", 0.0),
+            ctf_bfactor=floats_or(table, "rlnCtfBfactor", 0.0),
+            ctf_scale=floats_or(table, "rlnCtfScalefactor", 1.0),
+            angles=read_angles(table),
+            shifts=read_shifts(table, optics[0].pixel_size),
+            halves=read_halves(table, None if independent_halves else notes),
+            micrograph_index=micrographs[1],
+            micrograph_names=tuple(micrographs[0]),
+            group_index=groups[1],
+            group_names=tuple(groups[0]),
+            identifiers=np.arange(len(table), dtype=np.int64),
+            warnings=tuple(notes),
+            readers=tuple(readers),
+        )
+
+    def __len__(self) -> int:
+        return len(self.identifiers)
+
+    @property
+    def pixel_size(self) -> float:
+        """A, the same in all optics groups."""
+        return self.optics[0].pixel_size
+
+    @property
+    def box(self) -> int:
+        """Side of the images in pixels, the same in all optics groups."""
+        return self.optics[0].box
+
+    @property
+    def has_poses(self) -> bool:
+        """Whether the file holds orientations."""
+        return self.angles is not None
+
+    @property
+    def rotations(self) -> NDArray[np.float64]:
+        """RELION's A matrices, map coordinates to image coordinates, shape (n, 3, 3)."""
+        if self.angles is None:
+            raise InputError(
+                "the particles have no orientations",
+                file=self.path,
+                rule=f"columns {', '.join(ANGLES)}, not all 0",
+                remedy="refine globally, or give particles from an earlier refinement",
+            )
+        return euler_to_matrix(*self.angles.T)
+
+    def ctf_parameters(self) -> CtfParameters:
+        """Return the terms of every particle's CTF."""
+        optics = np.array([[g.voltage_kv, g.cs_mm, g.amplitude_contrast] for g in self.optics])[self.optics_index]
+        return CtfParameters(
+            defocus_u=self.defocus_u,
+            defocus_v=self.defocus_v,
+            defocus_angle=self.defocus_angle,
+            phase_shift=self.phase_shift,
+            bfactor=self.ctf_bfactor,
+            scale=self.ctf_scale,
+            voltage_kv=optics[:, 0],
+            cs_mm=optics[:, 1],
+            amplitude_contrast=optics[:, 2],
+        )
+
+    def select(self, which: ArrayLike) -> ParticleTable:
+        """Return the table of some particles: a boolean mask, or positions in the order wanted."""
+        index = positions(which, len(self))
+        values = ((field.name, getattr(self, field.name)) for field in fields(self))
+        chosen: dict[str, Any] = {name: value[index] for name, value in values if isinstance(value, np.ndarray)}
+        return replace(self, **chosen)
+
+    def with_halves(self, seed: int) -> ParticleTable:
+        """Return the table with half sets: those given, else drawn at random by the seed, of equal sizes."""
+        if self.halves.any():
+            return self
+        halves = np.full(len(self), 2, dtype=np.int8)
+        halves[np.random.default_rng(seed).permutation(len(self))[: (len(self) + 1) // 2]] = 1
+        return replace(self, halves=halves)
+
+    def quarters(self) -> NDArray[np.int8]:
+        """Return 0 or 1, alternating along each half set, int8 (n,): two independent quarters of either half."""
+        quarters = np.zeros(len(self), dtype=np.int8)
+        for half in (1, 2):
+            members = np.flatnonzero(self.halves == half)
+            quarters[members[np.argsort(self.identifiers[members], kind="stable")][1::2]] = 1
+        return quarters
+
+    def read_images(self, which: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """Read images, in the order of the stacks on disk and returned in the order asked.
+
+        Parameters
+        ----------
+        which
+            Positions in this table, (k,).
+
+        Returns
+        -------
+        images, good
+            Float32 (k, box, box) and bool (k,). An image with values that are not finite, beyond 1e15, or all the same
+            is not good and is returned as zeros: one bad particle must not stop a run.
+        """
+        index = np.asarray(which, dtype=np.int64).reshape(-1)
+        images = self._read_raw(index)
+        good = _extent(images)[2]
+        images[~good] = 0
+        return images, good
+
+    def image_faults(self, which: ArrayLike) -> list[str]:
+        """Say for each image why it is not good ("" where it is)."""
+        lowest, highest, good = _extent(self._read_raw(np.asarray(which, dtype=np.int64).reshape(-1)))
+        faults = []
+        for low, high, is_good in zip(lowest, highest, good, strict=True):
+            if is_good:
+                faults.append("")
+            elif not np.isfinite([low, high]).all():
+                faults.append("image holds NaN or infinite values")
+            else:
+                faults.append("image is constant" if low == high else "image values beyond 1e15")
+        return faults
+
+    def write(
+        self,
+        path: str | Path,
+        *,
+        rotations: ArrayLike | None = None,
+        shifts: ArrayLike | None = None,
+        halves: ArrayLike | None = None,
+        columns: Mapping[str, ArrayLike | Sequence[str]] | None = None,
+        keep: ArrayLike | None = None,
+    ) -> None:
+        """Write the particles as RELION 3.1 or later has them; what is not given is kept as it was read.
+
+        Parameters
+        ----------
+        path
+            The STAR file to write.
+        rotations, shifts, halves
+            New poses (n, 3, 3), origins in A (n, 2) and half sets (n,), by default those of the table.
+        columns
+            Further columns by name, one value per particle.
+        keep
+            Mask or positions: which particles to write. Arrays still have one entry per particle of this table.
+
+        Notes
+        -----
+        A RELION 3.0 file gets an optics table and origins in A. Image paths stay as they are where they lead to the
+        same file from the working directory, and become absolute otherwise.
+        """
+        index = np.arange(len(self)) if keep is None else positions(keep, len(self))
+        star = self.star.copy()
+        table = star.table(self.table_name)
+        table.keep(self.identifiers[index])
+        if "optics" not in star:
+            table = self._upgrade(star, index)
+        if self.readers:
+            self._write_image_names(table, index)
+        if rotations is not None:
+            angles = matrix_to_euler(np.asarray(rotations, dtype=np.float64)[index])
+            for column, values in zip(ANGLES, angles.T, strict=True):
+                table.set(column, values, "%.6f")
+        if shifts is None and any(column in table for column in OLD_SHIFTS):
+            shifts = self.shifts
+        if shifts is not None:
+            origins = np.asarray(shifts, dtype=np.float64)[index]
+            for column, old, values in zip(SHIFTS, OLD_SHIFTS, origins.T, strict=True):
+                table.set(column, values, "%.6f")
+                table.drop(old)
+        subsets = self.halves if halves is None else np.asarray(halves)
+        if subsets.any():
+            table.set("rlnRandomSubset", subsets[index].astype(np.int64))
+        for column, given in (columns or {}).items():
+            texts = list(given) if isinstance(given, (list, tuple)) else np.asarray(given).tolist()
+            table.set(column, [texts[row] for row in index.tolist()])
+        star.write(path)
+
+    def _read_raw(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
+        images = np.empty((len(index), self.box, self.box), dtype=np.float32)
+        stack_of, image_of = self.stack_index[index], self.image_index[index]
+        for stack in np.unique(stack_of):
+            members = np.flatnonzero(stack_of == stack)
+            images[members] = self.readers[stack].read(image_of[members])
+        return images
+
+    def _upgrade(self, star: StarFile, index: NDArray[np.int64]) -> StarTable:
+        star.rename(self.table_name, "particles")
+        add_optics_table(star, star.table("particles"), self.optics, self.optics_index[index])
+        star.move_first("optics")
+        return star.table("particles")
+
+    def _write_image_names(self, table: StarTable, index: NDArray[np.int64]) -> None:
+        names, name_index, numbers = split_image_names(table)
+        stack_of_name = np.zeros(len(names), dtype=np.int64)
+        stack_of_name[name_index] = self.stack_index[index]
+        targets = [str(self.stacks[stack]) for stack in stack_of_name]
+        written = [
+            name if os.path.realpath(name) == target else target for name, target in zip(names, targets, strict=True)
+        ]
+        if written != names:
+            rows = zip(numbers.tolist(), name_index.tolist(), strict=True)
+            table.set(IMAGE_NAME, [f"{number + 1:06d}@{written[name]}" for number, name in rows])
+
+
+def _extent(images: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:
+    flat = images.reshape(len(images), images.shape[1] * images.shape[2])
+    lowest, highest = flat.min(axis=1), flat.max(axis=1)  # NaN wins in both
+    with np.errstate(invalid="ignore"):
+        good = (highest > lowest) & (highest < LARGEST_VALUE) & (lowest > -LARGEST_VALUE)
+    return lowest, highest, good

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The contrast transfer function, as RELION's ``ctf.cpp`` defines it.
+
+With k in 1/A, lambda in A, defocus dz > 0 for underfocus (A) and Cs in A::
+
+    gamma(k) = pi lambda dz(phi) k^2 - pi/2 Cs lambda^3 k^4 + phase shift + atan(Q / sqrt(1 - Q^2))
+    dz(phi)  = (u + v)/2 + (u - v)/2 cos 2(phi - angle)
+    CTF(k)   = sin(gamma) * exp(-B k^2 / 4) * scale
+
+Positive at low frequency: particles are white.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+SMALLEST_CTF = 1e-8  # RELION's floor of |CTF|: keeps the sign defined
+
+
+@dataclass(frozen=True)
+class CtfParameters:
+    """Terms of the CTF of n particles; every array has shape (n,).
+
+    Attributes
+    ----------
+    defocus_u, defocus_v
+        Largest and smallest defocus, A, underfocus positive.
+    defocus_angle
+        Degrees, of ``defocus_u`` from the x axis.
+    phase_shift
+        Degrees.
+    bfactor, scale
+        A^2 and a plain factor of the envelope.
+    voltage_kv, cs_mm, amplitude_contrast
+        kV, mm, and a fraction in [0, 1].
+    """
+
+    defocus_u: np.ndarray
+    defocus_v: np.ndarray
+    defocus_angle: np.ndarray
+    phase_shift: np.ndarray
+    bfactor: np.ndarray
+    scale: np.ndarray
+    voltage_kv: np.ndarray
+    cs_mm: np.ndarray
+    amplitude_contrast: np.ndarray
+
+    def __getitem__(self, index: Any) -> CtfParameters:
+        return CtfParameters(**{name: getattr(self, name)[index] for name in self.__dataclass_fields__})
+
+    def __len__(self) -> int:
+        return len(self.defocus_u)
+
+
+def wavelength(voltage_kv: np.ndarray) -> np.ndarray:
+    """Relativistic electron wavelength in A."""
+    volts = np.asarray(voltage_kv, dtype=np.float64) * 1e3
+    return 12.2643247 / np.sqrt(volts * (1 + volts * 0.978466e-6))
+
+
+def ctf(
+    parameters: CtfParameters,
+    kx: Any,
+    ky: Any,
+    box: int,
+    pixel_size: float,
+    *,
+    intact_first_peak: bool = False,
+    xp: Any = np,
+) -> Any:
+    """CTF of n particles at J Fourier pixels.
+
+    Parameters
+    ----------
+    parameters
+        The terms of the n particles (host arrays).
+    kx, ky
+        Integer frequencies of the J pixels (cycles per box), on the host.
+    box, pixel_size
+        Box in pixels and pixel size in A, which turn them into 1/A.
+    intact_first_peak
+        1 instead of sin(gamma) up to the first peak (|gamma| < pi/2), RELION's ``--ctf_intact_first_peak``.
+    xp
+        Array module of the result (numpy or cupy).
+
+    Returns
+    -------
+    Shape (n, J), float32.
+
+    Notes
+    -----
+    gamma = a k_x^2 + 2 b k_x k_y + c k_y^2 + d k^4 + e: the coefficients are computed in float64 on the host and
+    only the quadratic form is evaluated for every pixel.
+    """
+    p = parameters
+    lam = wavelength(p.voltage_kv)
+    mean, half_difference = (p.defocus_u + p.defocus_v) / 2, (p.defocus_u - p.defocus_v) / 2
+    twice = 2 * np.deg2rad(p.defocus_angle)
+    along, across = half_difference * np.cos(twice), half_difference * np.sin(twice)
+    quadratic = np.pi * lam * np.stack([mean + along, 2 * across, mean - along])
+    quartic = -0.5 * np.pi * p.cs_mm * 1e7 * lam**3
+    contrast = np.asarray(p.amplitude_contrast, dtype=np.float64)
+    constant = np.deg2rad(p.phase_shift) + np.arctan2(contrast, np.sqrt(np.maximum(1 - contrast**2, 0)))
+    x, y = np.asarray(kx) / (box * pixel_size), np.asarray(ky) / (box * pixel_size)
+    square = x * x + y * y
+    terms = np.stack([quadratic[0], quadratic[1], quadratic[2], quartic, constant], axis=1)  # (n, 5)
+    powers = np.stack([x * x, x * y, y * y, square * square, np.ones_like(square)])  # (5, J)
+    # Phases reach hundreds of radians: the sum is done in float64, and 2e-5 rad of rounding afterwards is harmless.
+    gamma = (xp.asarray(terms) @ xp.asarray(powers)).astype(xp.float32)
+    value = xp.sin(gamma)
+    if intact_first_peak:
+        value = xp.where(xp.abs(gamma) < np.float32(np.pi / 2), xp.float32(1), value)
+    if np.any(p.bfactor != 0) or np.any(p.scale != 1):
+        bfactor = xp.asarray((p.bfactor / 4).astype(np.float32))[:, None]
+        scale = xp.asarray(p.scale.astype(np.float32))[:, None]
+        value = value * xp.exp(-bfactor * xp.asarray(square.astype(np.float32))[None, :]) * scale
+    smallest = xp.where(value < 0, xp.float32(-SMALLEST_CTF), xp.float32(SMALLEST_CTF))
+    return xp.where(xp.abs(value) < SMALLEST_CTF, smallest, value)

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Checkpoints: the state of a refinement as an npz file, whose zip checksums show any damage.
+
+Nothing in it is pickled. Two are kept; a damaged one is passed over for the one before.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+
+from ..io.atomic import atomic_write
+from .state import HalfState, ParticleState, RefinementState
+
+FORMAT = 1
+KEPT = 2
+NAME = re.compile(r"run_it(\d{3,})_checkpoint\.npz")
+
+
+def checkpoint_path(folder: Path, iteration: int) -> Path:
+    """File of the checkpoint after an iteration."""
+    return folder / f"run_it{iteration:03d}_checkpoint.npz"
+
+
+def save_checkpoint(folder: Path, state: RefinementState, identity: dict[str, object]) -> Path:
+    """Write the state atomically and remove checkpoints older than the last two.
+
+    Parameters
+    ----------
+    identity
+        Settings and inputs that must be the same when the run goes on.
+    """
+    arrays: dict[str, np.ndarray] = {"fsc": state.fsc}
+    arrays |= {f"particles.{f.name}": getattr(state.particles, f.name) for f in fields(ParticleState)}
+    for number, half in enumerate(state.halves):
+        arrays |= {f"half{number + 1}.{f.name}": np.asarray(getattr(half, f.name)) for f in fields(HalfState)}
+    plain = {
+        "format": FORMAT,
+        "identity": identity,
+        "band": state.band,
+        "is_local": state.is_local,
+        "iteration": state.iteration,
+        "history": state.history,
+        "rejected": {str(row): reason for row, reason in state.rejected.items()},
+    }
+    arrays["plain"] = np.frombuffer(json.dumps(plain).encode(), dtype=np.uint8)
+    path = checkpoint_path(folder, state.iteration)
+    with atomic_write(path) as temporary, open(temporary, "wb") as stream:
+        np.savez(stream, **arrays)
+    for old in _all(folder)[KEPT:]:
+        old.unlink()
+    return path
+
+
+def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[RefinementState, dict[str, object]] | None:
+    """State and identity of the newest undamaged checkpoint of a folder, or None where there is none."""
+    for path in _all(folder):
+        try:
+            return _read(path)
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+            warn(f"{path} is damaged ({error}); the checkpoint before it is used")
+    return None
+
+
+def _all(folder: Path) -> list[Path]:
+    """Checkpoints of a folder, newest first."""
+    found = [(int(match[1]), path) for path in folder.glob("run_it*_checkpoint.npz") if (match := NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, reverse=True)]
+
+
+def _read(path: Path) -> tuple[RefinementState, dict[str, object]]:
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    plain = json.loads(arrays["plain"].tobytes())
+    if plain["format"] != FORMAT:
+        raise ValueError(f"format {plain['format']}, this version reads {FORMAT}")
+    particles = ParticleState(**{f.name: arrays[f"particles.{f.name}"] for f in fields(ParticleState)})
+    halves = []
+    for number in (1, 2):
+        values = {f.name: arrays[f"half{number}.{f.name}"] for f in fields(HalfState)}
+        halves.append(HalfState(**{name: value if value.ndim else float(value) for name, value in values.items()}))
+    state = RefinementState(
+        particles=particles,
+        halves=(halves[0], halves[1]),
+        fsc=arrays["fsc"],
+        band=plain["band"],
+        is_local=plain["is_local"],
+        iteration=plain["iteration"],
+        history=plain["history"],
+        rejected={int(row): reason for row, reason in plain["rejected"].items()},
+    )
+    return state, plain["identity"]

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Expectation and maximisation of one half set, batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..io.particles import ParticleTable
+from ..physics.ctf import CtfParameters
+from ..physics.disc import Disc, make_disc
+from ..physics.masks import image_circle
+from ..physics.symmetry import symmetric_distance
+from .expectation import GridBank, Posterior, SearchPlan, search
+from .images import ImageBatch, ctf_images, shell_table, transform_images
+from .maximisation import SampleStatistics, accumulate, estimate_poses, sample_statistics
+from .schedule import Draws, Geometry
+from .state import HalfState, ParticleState
+from .volumes import PADDING, Accumulator, map_to_volume
+
+MODE_STEPS, MODE_DEG = 2.5, 3.0  # samples within 2.5 steps + 3 degrees of the best belong to the same mode
+SMALLEST_BATCH, LARGEST_BATCH = 16, 1024
+
+
+@dataclass
+class Particles:
+    """The particles and all that stays the same during a refinement, for one device.
+
+    Attributes
+    ----------
+    table, parameters
+        The table and its CTF terms.
+    geometry, disc, circle
+        Sizes; all Fourier pixels of an image; (box, box) soft circular mask on the device.
+    masked_power
+        Mean square of the circular mask: the part of the noise power that a masked image keeps.
+    matrices
+        Point group, (G, 3, 3).
+    batch_bytes
+        Memory that one batch may take.
+    intact_first_peak
+        No CTF correction up to the first peak.
+    kernel
+        Of backprojection.
+    """
+
+    table: ParticleTable
+    parameters: CtfParameters
+    geometry: Geometry
+    disc: Disc
+    circle: Any
+    masked_power: float
+    matrices: np.ndarray
+    batch_bytes: float
+    intact_first_peak: bool = False
+    kernel: str = "trilinear"
+
+    @classmethod
+    def of(cls, ops: Any, table: ParticleTable, geometry: Geometry, matrices: np.ndarray, batch_mb: float,
+           **options: Any) -> Particles:
+        """Particles with a circular mask of the particle's diameter."""
+        circle = image_circle(geometry.box, geometry.diameter / 2 / geometry.pixel_size)
+        return cls(table, table.ctf_parameters(), geometry, make_disc(geometry.box), ops.xp.asarray(circle),
+                   float((circle**2).mean()), matrices, batch_mb * 1e6, **options)
+
+    def batch(self, ops: Any, index: np.ndarray, shifts_px: np.ndarray, norm: np.ndarray, scale: np.ndarray,
+              noise: np.ndarray) -> ImageBatch:
+        """Images of some rows, moved by whole pixels, with their CTF and noise.
+
+        Parameters
+        ----------
+        index
+            (I,) rows of the table.
+        shifts_px, norm, scale
+            (I, 2), (I,), (I,): present shifts, image factors, signal factors.
+        noise
+            (optics groups, shells) sigma^2.
+        """
+        images, _ = self.table.read_images(index)
+        centre = np.rint(shifts_px).astype(np.int64)
+        on_device = ops.xp.asarray(images / norm[:, None, None].astype(np.float32))
+        masked, unmasked = transform_images(ops, on_device, centre, self.circle, self.disc)
+        ctf = ctf_images(ops, self.parameters[index], scale, self.disc, self.geometry.pixel_size,
+                         intact_first_peak=self.intact_first_peak)
+        inverse = shell_table(ops, 1 / noise, self.table.optics_index[index], self.disc)
+        return ImageBatch(index, centre, masked, unmasked, ctf, inverse)
+
+    def batch_size(self, plan: SearchPlan | None, orientations: int) -> int:
+        """Images per batch for the memory allowed."""
+        shifts = 1 if plan is None else max(len(plan.shifts), 4 * max(level.keep_shifts for level in plan.levels))
+        per_image = 8 * len(self.disc) * (2 * shifts + 6) + 4 * orientations * shifts
+        return int(np.clip(self.batch_bytes / per_image, SMALLEST_BATCH, LARGEST_BATCH))
+
+    def pixels_per_shell(self) -> np.ndarray:
+        """Number of the disc's pixels in each shell, at least 1."""
+        return np.maximum(np.diff(self.disc.offsets), 1)
+
+
+@dataclass
+class HalfResult:
+    """Sums of one half over an iteration.
+
+    Attributes
+    ----------
+    members
+        (m,) rows of the particles that took part.
+    finest_deg
+        Angular step of the last level of the search.
+    quarters
+        Completed accumulators.
+    residual, counts
+        (optics groups, shells) and (groups,): for the noise spectra.
+    cross, signal
+        (scale groups, shells): for the scale correction.
+    factors
+        (m,) residual power of each image over that expected: for the norm correction.
+    """
+
+    members: np.ndarray
+    finest_deg: float
+    quarters: tuple[Accumulator, Accumulator]
+    residual: np.ndarray
+    counts: np.ndarray
+    cross: np.ndarray
+    signal: np.ndarray
+    factors: np.ndarray
+
+
+def expectation_maximisation(
+    ops: Any,
+    particles: Particles,
+    state: ParticleState,
+    half: HalfState,
+    members: np.ndarray,
+    quarters: np.ndarray,
+    plan: SearchPlan,
+    bank: GridBank | None,
+    volume: Any,
+    draws: Draws,
+    accumulated: int,
+    advance: Callable[[int], None],
+) -> HalfResult:
+    """One pass over the members of a half: posteriors, sums, and their new poses (written into ``state``).
+
+    Parameters
+    ----------
+    members, quarters
+        (m,) rows of the half's particles, and their quarter, 0 or 1.
+    volume
+        Fourier volume of the half's reference, with shells up to ``accumulated``.
+    accumulated
+        Highest shell to backproject.
+    advance
+        Called with the number of images done, after each batch.
+    """
+    table, shells = particles.table, len(half.noise[0])
+    groups, n_scales = len(table.optics), len(half.scale)
+    residual, counts = np.zeros((groups, shells)), np.zeros(groups)
+    cross, signal = np.zeros((n_scales, shells)), np.zeros((n_scales, shells))
+    factors = np.ones(len(members))
+    inner = particles.disc.crop(accumulated)
+    mode_deg = MODE_STEPS * plan.grid.step(plan.levels[-1].depth) + MODE_DEG
+    size = particles.batch_size(plan, 0 if bank is None else len(bank.cells))
+    sums = []
+    for quarter in (0, 1):
+        accumulator = Accumulator.empty(ops, accumulated, particles.kernel)
+        for rows in _batches(np.flatnonzero(quarters == quarter), size):
+            index = members[rows]
+            scale = half.scale[table.group_index[index]]
+            batch = particles.batch(ops, index, state.shifts_px[index], state.norm[index], scale, half.noise)
+            start = state.shifts_px[index] - batch.centre_px
+            posterior = search(ops, volume, batch, plan, particles.disc, PADDING, state.rotations[index], start, bank)
+            accumulate(ops, batch, posterior, inner, accumulator)
+            statistics = sample_statistics(
+                ops, volume, batch, posterior, draws.uniform[index], particles.disc, accumulated
+            )
+            good = np.isfinite(posterior.log_evidence)
+            factors[rows] = _residual_factors(particles, statistics, half.noise[table.optics_index[index]])
+            np.add.at(residual, table.optics_index[index[good]], statistics.residual[good])
+            np.add.at(counts, table.optics_index[index[good]], 1)
+            np.add.at(cross, table.group_index[index[good]], statistics.cross[good])
+            np.add.at(signal, table.group_index[index[good]], statistics.signal[good])
+            _store_poses(state, batch, posterior, mode_deg, particles.matrices)
+            advance(len(rows))
+        sums.append(accumulator.completed(ops, particles.matrices))
+    finest = plan.grid.step(plan.levels[-1].depth)
+    return HalfResult(members, finest, (sums[0], sums[1]), residual, counts, cross, signal, factors)
+
+
+def _batches(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+def _residual_factors(particles: Particles, statistics: SampleStatistics, noise: np.ndarray) -> np.ndarray:
+    """Residual power of each image over the power expected from the noise spectrum, (I,)."""
+    expected = 2 * particles.masked_power * (noise * particles.pixels_per_shell())[:, 1:].sum(axis=1)
+    return statistics.residual[:, 1:].sum(axis=1) / expected
+
+
+def _store_poses(
+    state: ParticleState, batch: ImageBatch, posterior: Posterior, mode_deg: float, matrices: np.ndarray
+) -> None:
+    """Write the new poses and qualities; an image without a posterior keeps its pose and is set aside."""
+    estimate, index = estimate_poses(posterior, mode_deg), batch.index
+    good = np.isfinite(posterior.log_evidence)
+    rows = index[good]
+    shifts = batch.centre_px[good] + estimate.shifts[good]
+    state.turned_deg[rows] = symmetric_distance(estimate.rotations[good], state.rotations[rows], matrices)
+    state.moved_px[rows] = np.linalg.norm(shifts - state.shifts_px[rows], axis=1)
+    state.rotations[rows], state.shifts_px[rows] = estimate.rotations[good], shifts
+    state.spread_deg[rows] = estimate.spread[good]
+    state.log_likelihood[rows] = posterior.log_evidence[good]
+    state.best_probability[rows] = posterior.best_probability[good]
+    state.significant[rows] = posterior.significant[good]
+    state.is_rejected[index[~good]] = True
+
+
+def reference_volume(ops: Any, half: HalfState, accumulated: int) -> Any:
+    """Fourier volume of a half's reference for slicing."""
+    return map_to_volume(ops, ops.xp.asarray(half.reference), accumulated)

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Noise spectra, intensity scales and grey scale: the parameters beside poses and map."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .expectation import GridBank, SearchPlan, weighted_images
+from .half import HalfResult, Particles
+from .state import HalfState, ParticleState
+
+LEAST_NOISE = 1e-12  # sigma^2: a shell without any power must not divide by zero
+SCALE_FSC = 0.75  # SSNR 3: shells that tell the scale of a group
+SCALE_LIMIT = 5.0  # a scale lies within this factor of the median
+NORM_LIMIT = 3.0
+GREY_IMAGES, GREY_CYCLES = 400, 20
+
+
+def signal_to_noise(fsc: np.ndarray) -> np.ndarray:
+    """SSNR = FSC / (1 - FSC) per shell, at most 999."""
+    curve = np.clip(fsc, 0, 0.999)
+    return curve / (1 - curve)
+
+
+def image_power(ops: Any, particles: Particles, members: np.ndarray, shifts_px: np.ndarray) -> np.ndarray:
+    """Mean power of masked images, as sigma^2 per optics group and shell (groups, shells).
+
+    The first noise spectra, and the later ones beyond the band: there an image is nearly all noise.
+    """
+    table = particles.table
+    total, counts = np.zeros((len(table.optics), particles.disc.last + 1)), np.zeros(len(table.optics))
+    ones = np.ones_like(total)
+    for start in range(0, len(members), size := particles.batch_size(None, 0)):
+        index = members[start : start + size]
+        batch = particles.batch(ops, index, shifts_px[index], np.ones(len(index)), np.ones(len(index)), ones)
+        power = batch.masked.real**2 + batch.masked.imag**2
+        sums = ops.to_host(ops.sum_disc_shells(power, ops.xp.asarray(particles.disc.offsets)))
+        np.add.at(total, table.optics_index[index], sums)
+        np.add.at(counts, table.optics_index[index], 1)
+    return _spectra(particles, total, counts)
+
+
+def _spectra(particles: Particles, total: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """sigma^2 per real component from summed |.|^2 of masked images.
+
+    A circular mask keeps the part ``masked_power`` of white noise. The likelihood adds up masked residuals over all
+    Fourier pixels, which by Parseval is the sum over the pixels inside the mask: it needs the sigma^2 of the *unmasked*
+    noise, or the pixels outside the mask would be counted as information.
+    """
+    counts = np.where(counts > 0, counts, 1)
+    spectra = total / (2 * particles.masked_power * particles.pixels_per_shell() * counts[:, None])
+    spectra = np.maximum(spectra, LEAST_NOISE)
+    spectra[:, 0] = spectra[:, 1]
+    return spectra
+
+
+def update_noise(particles: Particles, half: HalfState, result: HalfResult) -> None:
+    """New noise spectra of a half from its residuals; a group without particles keeps its own."""
+    spectra = _spectra(particles, result.residual, result.counts)
+    half.noise = np.where(result.counts[:, None] > 0, spectra, half.noise)
+
+
+def update_scale(half: HalfState, result: HalfResult, fsc: np.ndarray) -> None:
+    """Scale of each group relative to the mean, sum XA / sum A^2 over well-determined shells [RELION]."""
+    low = np.flatnonzero(fsc[1:] < SCALE_FSC)
+    last = int(low[0]) if len(low) else len(fsc) - 1
+    cross = result.cross[:, 1 : last + 1].sum(axis=1)
+    signal = result.signal[:, 1 : last + 1].sum(axis=1)
+    known = signal > 0
+    if last < 1 or np.count_nonzero(known) < 2:
+        return
+    factor = np.where(known, cross / np.where(known, signal, 1), 1.0)
+    scale = half.scale * np.maximum(factor, 1e-3)
+    middle = np.median(scale[known])
+    scale = np.clip(scale, middle / SCALE_LIMIT, middle * SCALE_LIMIT)
+    half.scale = np.where(known, scale / scale[known].mean(), 1.0)
+
+
+def update_norm(state: ParticleState, result: HalfResult) -> None:
+    """Factors by which images are divided, so that their residuals fit one noise spectrum; mean 1 in a half."""
+    norm = state.norm[result.members] * np.sqrt(np.clip(result.factors, 1 / NORM_LIMIT**2, NORM_LIMIT**2))
+    middle = np.median(norm)
+    norm = np.clip(norm, middle / NORM_LIMIT, middle * NORM_LIMIT)
+    state.norm[result.members] = norm / norm.mean()
+
+
+def grey_scale(
+    ops: Any, particles: Particles, state: ParticleState, half: HalfState, members: np.ndarray, plan: SearchPlan,
+    bank: GridBank,
+) -> float:
+    """Factor that brings a reference of unknown grey scale to that of the images.
+
+    Started from the poses of highest normalised cross-correlation, which does not depend on the scale, then made the
+    maximum-likelihood one by a few cycles of expectation maximisation over the scale alone: the correlation's own
+    scale is too high, because the best of many poses also fits noise.
+    """
+    index = members[:GREY_IMAGES]
+    xp, table = ops.xp, particles.table
+    sums = np.zeros(2)
+    blocks = []
+    for start in range(0, len(index), size := particles.batch_size(plan, 4 * len(bank.cells))):
+        rows = index[start : start + size]
+        scale = half.scale[table.group_index[rows]]
+        batch = particles.batch(ops, rows, state.shifts_px[rows], state.norm[rows], scale, half.noise)
+        images, ctf2 = weighted_images(batch, len(bank.disc))
+        shifts = plan.shifts[None] + (state.shifts_px[rows] - batch.centre_px)[:, None, :]
+        cross, norm = bank.products(ops, images, ctf2, shifts)
+        best_shift = cross.max(axis=1)  # the norm does not depend on the shift
+        best = (best_shift / xp.sqrt(xp.maximum(norm, xp.float32(1e-30)))).argmax(axis=1)
+        at = xp.arange(len(rows))
+        sums += float(best_shift[at, best].sum()), float(norm[at, best].sum())
+        blocks.append((cross, norm))
+    if not sums[0] > 0 or not sums[1] > 0:
+        return 1.0
+    scale_factor = sums[0] / sums[1]
+    for _ in range(GREY_CYCLES):
+        sums[:] = 0
+        for cross, norm in blocks:
+            score = xp.float32(scale_factor) * cross - xp.float32(scale_factor**2 / 2) * norm[:, None, :]
+            weight = xp.exp(score - score.max(axis=(1, 2), keepdims=True))
+            weight /= weight.sum(axis=(1, 2), keepdims=True)
+            sums += float((weight * cross).sum()), float((weight.sum(axis=1) * norm).sum())
+        if not sums[0] > 0:
+            break
+        scale_factor = sums[0] / sums[1]
+    return float(scale_factor)

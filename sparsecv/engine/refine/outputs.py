@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The files of a refinement, under RELION's names and in RELION's layout."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..io.atomic import atomic_text
+from ..io.mrc import write_map
+from ..io.particles import ParticleTable
+from ..io.star import StarFile
+from ..report.plots import plot_angles, plot_fsc, plot_slices
+from .loop import Iteration, Refinement
+from .noise import signal_to_noise
+from .state import RefinementState
+
+HALF_MAP = "run_half{}_class001_unfil.mrc"
+MAP = "run_class001.mrc"
+
+
+def write_iteration_pictures(folder: Path, refinement: Refinement, iteration: Iteration, regulariser: str) -> None:
+    """PNGs of the FSC, of the central slices and of the view directions after an iteration."""
+    state, geometry = refinement.state, refinement.particles.geometry
+    prefix = f"run_it{state.iteration:03d}"
+    title = f"iteration {state.iteration}"
+    plot_fsc(folder / f"{prefix}_fsc.png", {"half maps, sphere": iteration.fsc}, geometry.box, geometry.pixel_size,
+             title=f"FSC, {title}")
+    shown = iteration.joined if iteration.joined is not None else sum(h.reference for h in state.halves) / 2
+    plot_slices(folder / f"{prefix}_slices.png", shown, geometry.pixel_size, title=f"Map ({regulariser}), {title}")
+    kept = ~state.particles.is_rejected
+    plot_angles(folder / f"{prefix}_angles.png", state.particles.rotations[kept],
+                operators=refinement.particles.matrices, title=f"View directions, {title}")
+
+
+def write_data_star(path: Path, refinement: Refinement) -> None:
+    """``run_data.star``: the kept particles with their poses, half sets and qualities."""
+    state, table = refinement.state, refinement.particles.table
+    particles = state.particles
+    table.write(
+        path,
+        rotations=particles.rotations,
+        shifts=particles.shifts_px * table.pixel_size,
+        halves=refinement.halves,
+        columns={
+            "rlnClassNumber": np.ones(len(table), dtype=np.int64),
+            "rlnNormCorrection": particles.norm,
+            "rlnLogLikeliContribution": particles.log_likelihood,
+            "rlnMaxValueProbDistribution": particles.best_probability,
+            "rlnNrOfSignificantSamples": particles.significant,
+        },
+        keep=~particles.is_rejected,
+    )
+
+
+def write_rejected(path: Path, table: ParticleTable, rejected: Mapping[int, str]) -> None:
+    """``rejected.star``: the particles set aside, with the reason of each; written even when there are none."""
+    rows = sorted(rejected)
+    names = table.star.table(table.table_name).strings("rlnImageName")
+    star = StarFile.new()
+    star.add_loop("rejected", {
+        "rlnImageName": [names[table.identifiers[row]] for row in rows],
+        "sparsecvRow": [int(table.identifiers[row]) + 1 for row in rows],
+        "sparsecvReason": [rejected[row] for row in rows],
+    })  # fmt: skip
+    star.write(path)
+
+
+def write_model_star(path: Path, refinement: Refinement, iteration: Iteration) -> None:
+    """``run_model.star``: resolution, spectra and scales as RELION's model file has them."""
+    state, geometry = refinement.state, refinement.particles.geometry
+    table, last = refinement.particles.table, state.history[-1]
+    star = StarFile.new()
+    star.add_pairs("model_general", {
+        "rlnReferenceDimensionality": 3,
+        "rlnDataDimensionality": 2,
+        "rlnOriginalImageSize": geometry.box,
+        "rlnCurrentResolution": last["resolution_0143"],
+        "rlnCurrentImageSize": geometry.box,
+        "rlnPaddingFactor": 2.0,
+        "rlnPixelSize": geometry.pixel_size,
+        "rlnNrClasses": 1,
+        "rlnNrBodies": 1,
+        "rlnNrGroups": len(table.group_names),
+        "rlnTau2FudgeFactor": getattr(refinement.regulariser, "tau_factor", 1.0),
+        "rlnNormCorrectionAverage": float(state.particles.norm.mean()),
+        "rlnSigmaOffsetsAngst": float(np.mean([h.shift_sigma_px for h in state.halves]) * geometry.pixel_size),
+        "rlnLogLikelihood": float(state.particles.log_likelihood.sum()),
+        "rlnAveragePmax": last["best_probability"],
+    })  # fmt: skip
+    star.add_loop("model_classes", {
+        "rlnReferenceImage": [MAP],
+        "rlnClassDistribution": [1.0],
+        "rlnEstimatedResolution": [last["resolution_0143"]],
+    })  # fmt: skip
+    shells = np.arange(len(iteration.fsc))
+    star.add_loop("model_class_1", {
+        "rlnSpectralIndex": shells,
+        "rlnResolution": shells / geometry.length,
+        "rlnAngstromResolution": [999.0 if s == 0 else geometry.length / s for s in shells.tolist()],
+        "rlnSsnrMap": signal_to_noise(iteration.fsc),
+        "rlnGoldStandardFsc": iteration.fsc,
+        "rlnReferenceSigma2": _inverse(iteration.noise_gain, len(shells)),
+    })  # fmt: skip
+    star.add_loop("model_groups", {
+        "rlnGroupNumber": np.arange(1, len(table.group_names) + 1),
+        "rlnGroupName": list(table.group_names),
+        "rlnGroupNrParticles": np.bincount(table.group_index, minlength=len(table.group_names)),
+        "rlnGroupScaleCorrection": _mean_scale(state),
+    })  # fmt: skip
+    for number, _ in enumerate(table.optics):
+        spectrum = np.mean([half.noise[number] for half in state.halves], axis=0)
+        star.add_loop(f"model_optics_group_{number + 1}", {
+            "rlnSpectralIndex": np.arange(len(spectrum)),
+            "rlnResolution": np.arange(len(spectrum)) / geometry.length,
+            # RELION's transforms are divided by box^2 where ours are divided by box.
+            "rlnSigma2Noise": spectrum / geometry.box**2,
+        })  # fmt: skip
+    star.write(path)
+
+
+def _inverse(gain: np.ndarray, shells: int) -> np.ndarray:
+    padded = np.pad(gain, (0, max(0, shells - len(gain))))[:shells]
+    return np.where(padded > 0, 1 / np.maximum(padded, 1e-30), 0)
+
+
+def _mean_scale(state: RefinementState) -> np.ndarray:
+    return np.asarray(np.mean([half.scale for half in state.halves], axis=0))
+
+
+def write_maps(folder: Path, iteration: Iteration, pixel_size: float, regulariser: str) -> None:
+    """The unregularised half maps and the joined map."""
+    for number, half_map in enumerate(iteration.half_maps):
+        write_map(folder / HALF_MAP.format(number + 1), half_map, pixel_size, label="sparsecv unregularised half map")
+    if iteration.joined is not None:
+        write_map(folder / MAP, iteration.joined, pixel_size, label=f"sparsecv map, regulariser {regulariser}")
+
+
+class Status:
+    """``status.json``: where a run stands, for scripts that watch it; rewritten atomically."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "status.json"
+        self.started = time.time()
+
+    def write(self, state: str, history: Sequence[Mapping[str, Any]], **more: Any) -> None:
+        """Write a state (``running``, ``finished``, ``failed``) with the history so far."""
+        content = {
+            "state": state,
+            "iteration": history[-1]["iteration"] if history else 0,
+            "resolution_0143": history[-1]["resolution_0143"] if history else None,
+            "resolution_05": history[-1]["resolution_05"] if history else None,
+            "wall_seconds": round(time.time() - self.started, 3),
+            "cpu_seconds": round(time.process_time(), 3),
+            "updated": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            **more,
+            "history": list(history),
+        }
+        atomic_text(self.path, json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """Numbers that JSON cannot hold become null."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the next iteration compares, how finely it searches, and when to stop.
+
+A rotation by half a step moves the rim of a particle of diameter D by step D / 4; it can be told apart only at a
+resolution finer than that. RELION ties the two by d = step (pi/180) (D/2) / 1.2, which is used here in both directions:
+each level of a search compares shells up to the resolution of its step, and the finest level has half the step that
+belongs to the band in use.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..physics.geometry import random_rotation
+from ..physics.sampling import GlobalGrid, LocalGrid, angular_step, shift_lattice
+from .expectation import Level, SearchPlan
+from .state import HalfState, ParticleState, RefinementState
+
+GLOBAL_ORDER = 2  # 15 degrees: small enough to compare exhaustively, by matrix product
+FEWEST_ORIENTATIONS = 1500  # of the exhaustive level: point groups of high order start one level finer
+COARSE_MARGIN = 8.0  # nats: cells this far below the best at their own level are given up
+FINE_MARGIN = 7.0  # nats: samples this far below the best (1e-3) get no weight
+CELLS_KEPT = 24
+SHIFTS_KEPT = 3
+COARSE_PART = 0.5  # of the band: compared at the first level of a local search
+BAND_FSC = 0.143
+BAND_MARGIN = 2  # shells above the last with that FSC
+GROWTH, LEAST_GROWTH = 0.4, 4  # shells that are backprojected beyond the band, so that the FSC can show more
+PATIENCE = 2  # local iterations without a better band before the last one
+RMS_PER_MEDIAN_2D, RMS_PER_MEDIAN_3D = 1 / 1.177, 1 / 1.538  # per axis, of the length of a Gaussian vector
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes that sampling depends on: box (pixels), pixel size (A), particle diameter (A)."""
+
+    box: int
+    pixel_size: float
+    diameter: float
+
+    @property
+    def nyquist_shell(self) -> int:
+        """Last whole shell of the box."""
+        return (self.box - 1) // 2
+
+    @property
+    def length(self) -> float:
+        """Side of the box, A: shell s has resolution length / s."""
+        return self.box * self.pixel_size
+
+    def shell_of(self, resolution: float) -> int:
+        """Last shell within a resolution in A, at least 2."""
+        return int(np.clip(np.floor(self.length / resolution + 1e-6), 2, self.nyquist_shell))
+
+    def shell_of_step(self, step_deg: float) -> int:
+        """Highest shell that an angular step can serve."""
+        resolution = np.deg2rad(step_deg) * (self.diameter / 2) / 1.2
+        return int(np.clip(round(self.length / resolution), 3, self.nyquist_shell))
+
+    def step_of_shell(self, shell: int) -> float:
+        """Angular step in degrees that serves a shell."""
+        return float(np.rad2deg(1.2 * self.length / max(shell, 1) / (self.diameter / 2)))
+
+    def shift_step_of_shell(self, shell: int) -> float:
+        """Spacing of shifts in pixels that serves a shell: a quarter of its wavelength."""
+        return self.box / (4.0 * max(shell, 1))
+
+    def accumulated_shell(self, band: int) -> int:
+        """Highest shell to backproject when shells up to ``band`` are compared."""
+        return min(self.nyquist_shell, band + max(LEAST_GROWTH, int(GROWTH * band)))
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random numbers of one iteration, functions of (seed, iteration) alone.
+
+    ``turn`` of the global grid, offsets of the shift and rotation lattices as fractions of their steps, and one uniform
+    number for each particle, by its row in the table.
+    """
+
+    turn: np.ndarray
+    shift_offset: np.ndarray
+    lattice_offset: np.ndarray
+    uniform: np.ndarray
+
+    @classmethod
+    def of(cls, seed: int, iteration: int, particles: int) -> Draws:
+        """Numbers for an iteration."""
+        rng = np.random.default_rng([seed, iteration])
+        return cls(random_rotation(rng), rng.uniform(-0.5, 0.5, 2), rng.uniform(-0.5, 0.5, 3), rng.random(particles))
+
+
+def search_plan(
+    geometry: Geometry, band: int, half: HalfState, matrices: np.ndarray, draws: Draws, *, is_local: bool
+) -> SearchPlan:
+    """Levels of the next search of one half."""
+    finest = 0.5 * geometry.step_of_shell(band)
+    if is_local:
+        steps = [finest]
+        while steps[0] < 0.7 * half.local_sigma_deg:
+            steps.insert(0, 2 * steps[0])
+        grid: GlobalGrid | LocalGrid = LocalGrid(steps[0], half.local_sigma_deg, draws.lattice_offset)
+    else:
+        order = GLOBAL_ORDER
+        while 12 * 4**order * 6 * 2**order / len(matrices) < FEWEST_ORIENTATIONS:
+            order += 1
+        steps = [angular_step(order), angular_step(order + 1)]
+        while steps[-1] > 1.2 * finest:
+            steps.append(steps[-1] / 2)
+        grid = GlobalGrid(order, draws.turn, matrices)
+    levels = _levels(geometry, steps, band, is_local)
+    shifts = shift_lattice(half.reach_px, levels[0].shift_step, draws.shift_offset)
+    return SearchPlan(grid, levels, shifts, half.shift_sigma_px)
+
+
+def _levels(geometry: Geometry, steps: list[float], band: int, is_local: bool) -> tuple[Level, ...]:
+    """Depth, shell and shift step of every level; the last compares the whole band."""
+    depths = list(range(len(steps)))
+    shells = [min(band, geometry.shell_of_step(step)) for step in steps[:-1]] + [band]
+    if is_local:
+        # A few shells decide which of the neighbouring cells deserve the whole band.
+        coarse = max(3, round(COARSE_PART * band))
+        if len(steps) == 1:
+            depths, shells = [0, 0], [coarse, band]
+        else:
+            shells[0] = min(shells[0], coarse)
+    levels: list[Level] = []
+    for depth, shell in zip(depths, shells, strict=True):
+        shift_step = geometry.shift_step_of_shell(shell)
+        if levels:
+            before = levels[-1].shift_step
+            shift_step = before / 2 if shift_step < before / 1.5 else before
+        is_last = len(levels) + 1 == len(depths)
+        levels.append(Level(depth, shell, shift_step, FINE_MARGIN if is_last else COARSE_MARGIN, CELLS_KEPT, SHIFTS_KEPT))
+    return tuple(levels)
+
+
+def next_band(geometry: Geometry, fsc: np.ndarray, accumulated: int) -> int:
+    """Highest shell to compare next: a little beyond the first fall of the FSC below 0.143.
+
+    The Wiener filter damps the shells of low FSC in the reference, so that they cannot do harm; shells may also be lost
+    again, because the first FSC of a refinement is inflated by the common start.
+    """
+    low = np.flatnonzero(fsc[1 : accumulated + 1] < BAND_FSC)
+    last = int(low[0]) if len(low) else accumulated
+    return int(np.clip(last + 1 + BAND_MARGIN, 4, geometry.nyquist_shell))
+
+
+def update_search(half: HalfState, particles: ParticleState, members: np.ndarray, geometry: Geometry, band: int, *,
+                  finest_deg: float, was_local: bool, becomes_local: bool) -> None:
+    """Widths of the next search of a half, from how its own poses moved."""
+    turned, moved = np.median(particles.turned_deg[members]), np.median(particles.moved_px[members])
+    spread = np.median(particles.spread_deg[members])
+    moved_sigma = moved * RMS_PER_MEDIAN_2D
+    if was_local or becomes_local:
+        width = max(1.5 * turned * RMS_PER_MEDIAN_3D, 1.2 * spread / np.sqrt(3), 0.5 * geometry.step_of_shell(band))
+        half.local_sigma_deg = float(np.clip(width, 1.0, half.local_sigma_deg if was_local else 1.5 * finest_deg))
+        half.shift_sigma_px = float(max(2 * moved_sigma, 2.0 / geometry.pixel_size))
+    else:
+        rms = np.sqrt((particles.shifts_px[members] ** 2).sum(axis=1).mean() / 2)
+        half.shift_sigma_px = float(max(rms, 1.5 / geometry.pixel_size))
+    half.reach_px = float(np.clip(3 * moved_sigma + 0.5, 1.0, half.reach_px))
+
+
+def is_settled(particles: ParticleState, finest_deg: float) -> bool:
+    """Whether a global search moves poses by less than its finest step, so that a local one will do."""
+    return bool(np.median(particles.turned_deg[~particles.is_rejected]) < finest_deg)
+
+
+def is_converged(state: RefinementState) -> bool:
+    """Whether local iterations have stopped to widen the band."""
+    bands = [entry["band"] for entry in state.history]
+    local = [entry["is_local"] for entry in state.history]
+    if len(bands) <= PATIENCE or not all(local[-PATIENCE:]):
+        return False
+    return max(bands[-PATIENCE:]) <= max(bands[:-PATIENCE])

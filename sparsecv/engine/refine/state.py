@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Everything that changes from iteration to iteration, as host arrays: what a checkpoint holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass
+class HalfState:
+    """What one half set knows; nothing in it may come from the other half.
+
+    Attributes
+    ----------
+    reference
+        (box, box, box) float32, aligned against.
+    noise
+        (optics groups, shells) sigma^2 per real component.
+    scale
+        (micrographs,) factor of the signal, mean 1.
+    shift_sigma_px
+        Width of the Gaussian prior on shifts, pixels.
+    reach_px
+        Radius of the search for shifts, pixels.
+    local_sigma_deg
+        Width of the Gaussian prior of a local search on rotations, degrees.
+    """
+
+    reference: np.ndarray
+    noise: np.ndarray
+    scale: np.ndarray
+    shift_sigma_px: float
+    reach_px: float
+    local_sigma_deg: float
+
+
+@dataclass
+class ParticleState:
+    """What is known of each particle, arrays of shape (n, ...).
+
+    Attributes
+    ----------
+    rotations, shifts_px
+        Pose: A, and RELION's origin in pixels, which brings the particle to the centre of the box.
+    norm
+        Factor by which the image is divided.
+    log_likelihood, best_probability, significant
+        Log evidence up to a constant, largest posterior probability of one sample, number of samples with weight.
+    spread_deg
+        Root mean square rotation of the posterior about the pose.
+    turned_deg, moved_px
+        How far the last iteration took the pose.
+    is_rejected
+        Set aside: in no sum.
+    """
+
+    rotations: np.ndarray
+    shifts_px: np.ndarray
+    norm: np.ndarray
+    log_likelihood: np.ndarray
+    best_probability: np.ndarray
+    significant: np.ndarray
+    spread_deg: np.ndarray
+    turned_deg: np.ndarray
+    moved_px: np.ndarray
+    is_rejected: np.ndarray
+
+    @classmethod
+    def start(cls, rotations: np.ndarray, shifts_px: np.ndarray) -> ParticleState:
+        """State before the first iteration."""
+        n = len(rotations)
+        zeros = np.zeros(n)
+        return cls(
+            rotations.copy(), shifts_px.copy(), np.ones(n), zeros.copy(), zeros.copy(),
+            np.zeros(n, dtype=np.int64), zeros.copy(), zeros.copy(), zeros.copy(), np.zeros(n, dtype=bool),
+        )  # fmt: skip
+
+
+@dataclass
+class RefinementState:
+    """The whole state of a refinement.
+
+    Attributes
+    ----------
+    iteration
+        Number of finished iterations.
+    particles
+        Poses and qualities.
+    halves
+        Of half set 1 and 2.
+    fsc
+        (shells,) between the unregularised halves inside the sphere of the particle's diameter.
+    band
+        Highest shell that the next expectation step compares.
+    is_local
+        Whether the next iteration searches around the present poses.
+    history
+        One dict of plain numbers per iteration.
+    rejected
+        Reason for each particle set aside, by row of the table.
+    """
+
+    particles: ParticleState
+    halves: tuple[HalfState, HalfState]
+    fsc: np.ndarray
+    band: int
+    is_local: bool
+    iteration: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
+    rejected: dict[int, str] = field(default_factory=dict)

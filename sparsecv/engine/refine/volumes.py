@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Between maps and the centred, oversampled Fourier volumes that are sliced and deposited into.
+
+A map V (z, y, x) of ``box`` voxels has the transform F = fftn(pad(V)) / box on a grid ``PADDING`` times finer, so that
+a central slice of F is the transform, divided by box, of V summed along the view: images and slices share one scale.
+Only voxels up to the resolution in use are kept, as a half volume (2c+1, 2c+1, c+1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..physics.gridding import correct_gridding
+
+PADDING = 2  # oversampling of Fourier volumes, RELION's --pad 2
+WEIGHT_FLOOR = 1e-3  # of the shell's mean: RELION's floor where a direction was hardly seen
+
+
+def half_width(last_shell: int) -> int:
+    """Half width c of the Fourier volume that holds shells up to ``last_shell``."""
+    return PADDING * last_shell + 3
+
+
+def map_to_volume(ops: Any, density: Any, last_shell: int) -> Any:
+    """Fourier volume of a map, ready for trilinear slicing.
+
+    Parameters
+    ----------
+    ops
+        Kernels.
+    density
+        (box, box, box) float32 map on the device.
+    last_shell
+        Highest shell that will be sliced.
+
+    Returns
+    -------
+    (2c+1, 2c+1, c+1) complex64 with c = `half_width`.
+    """
+    xp, box = ops.xp, density.shape[0]
+    big, c = PADDING * box, half_width(last_shell)
+    padded = xp.zeros((big, big, big), dtype=xp.float32)
+    corrected = correct_gridding(density, PADDING, "trilinear", xp)
+    # The map's centre (index box // 2) goes to voxel 0, so that phases are relative to it.
+    start = big - box // 2
+    index = xp.asarray((np.arange(box) + start) % big)
+    padded[index[:, None, None], index[None, :, None], index[None, None, :]] = corrected
+    transform = ops.rfftn(padded)
+    volume = xp.zeros((2 * c + 1, 2 * c + 1, c + 1), dtype=xp.complex64)
+    reach = min(c, box - 1)
+    for inner, outer in _quadrants(c, reach, big):
+        volume[inner] = transform[outer]
+    volume *= xp.float32(1 / box)
+    return volume
+
+
+def volume_to_map(ops: Any, volume: Any, box: int, kernel: str) -> Any:
+    """Map of a Fourier volume, cropped to the box and corrected for the kernel that the volume was made with."""
+    xp = ops.xp
+    big, c = PADDING * box, volume.shape[2] - 1
+    transform = xp.zeros((big, big, big // 2 + 1), dtype=xp.complex64)
+    for inner, outer in _quadrants(c, min(c, box - 1), big):
+        transform[outer] = volume[inner]
+    transform *= xp.float32(box)
+    padded = ops.irfftn(transform, big)
+    index = xp.asarray((np.arange(box) + big - box // 2) % big)
+    density = padded[index[:, None, None], index[None, :, None], index[None, None, :]]
+    return correct_gridding(density, PADDING, kernel, xp).astype(xp.float32)
+
+
+def _quadrants(c: int, reach: int, big: int) -> list[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+    """Index pairs (centred half volume, corner-ordered half transform) of the four quadrants in (z, y)."""
+    positive = slice(c, c + reach + 1), slice(0, reach + 1)
+    negative = slice(c - reach, c), slice(big - reach, big)
+    x = slice(0, reach + 1)
+    return [((z[0], y[0], x), (z[1], y[1], x)) for z in (positive, negative) for y in (positive, negative)]
+
+
+def shell_means(ops: Any, volume: Any, n_shells: int) -> np.ndarray:
+    """Mean of a real half volume per shell (of image frequency), float64 (n_shells,) on the host."""
+    xp = ops.xp
+    sums = ops.sum_volume_shells(volume.astype(xp.complex64), xp.ones(volume.shape, dtype=xp.complex64), PADDING, n_shells)
+    sums = ops.to_host(sums)
+    return sums[:, 0] / np.maximum(sums[:, 2], 1)
+
+
+def radial(ops: Any, values: np.ndarray, shape: tuple[int, ...]) -> Any:
+    """Spread values per shell over a half volume of a shape; float32, 0 beyond the last shell."""
+    xp, c = ops.xp, shape[2] - 1
+    k = xp.arange(-c, c + 1, dtype=xp.float32)
+    radius = xp.sqrt(k[:, None, None] ** 2 + k[None, :, None] ** 2 + k[None, None, c:] ** 2) / PADDING
+    shell = xp.minimum(xp.rint(radius).astype(xp.int32), len(values))
+    table = xp.asarray(np.append(values, 0).astype(np.float32))
+    return table[shell]
+
+
+@dataclass
+class Accumulator:
+    """Sums of backprojection: data B and weight N of the design, and how they were deposited.
+
+    Attributes
+    ----------
+    data
+        sum of posterior x CTF x image / sigma^2, complex64 half volume.
+    weight
+        sum of posterior x CTF^2 / sigma^2, float32 half volume.
+    last_shell
+        Highest shell that was deposited.
+    kernel
+        ``"trilinear"`` or ``"gaussian"``.
+    """
+
+    data: Any
+    weight: Any
+    last_shell: int
+    kernel: str = "trilinear"
+
+    @classmethod
+    def empty(cls, ops: Any, last_shell: int, kernel: str = "trilinear") -> Accumulator:
+        """An accumulator with nothing in it."""
+        c = half_width(last_shell)
+        shape = (2 * c + 1, 2 * c + 1, c + 1)
+        return cls(ops.xp.zeros(shape, dtype=ops.xp.complex64), ops.xp.zeros(shape, dtype=ops.xp.float32), last_shell, kernel)
+
+    def __add__(self, other: Accumulator) -> Accumulator:
+        return Accumulator(self.data + other.data, self.weight + other.weight, self.last_shell, self.kernel)
+
+    def completed(self, ops: Any, matrices: np.ndarray) -> Accumulator:
+        """Both Friedel mates on the plane x = 0, and the sum over the point group."""
+        ops.complete_hermitian(self.data, self.weight)
+        if len(matrices) == 1:
+            return self
+        data, weight = ops.symmetrise(self.data, self.weight, ops.xp.asarray(matrices.astype(np.float32)))
+        return Accumulator(data, weight, self.last_shell, self.kernel)
+
+    def mean_weight(self, ops: Any) -> np.ndarray:
+        """Mean weight per shell, float64 (last_shell + 1,)."""
+        return shell_means(ops, self.weight, self.last_shell + 1)
+
+    def solve(self, ops: Any, box: int, prior: np.ndarray | None = None) -> Any:
+        """Map V = B / (N + prior) [Scheres2012], with N floored at a thousandth of its shell's mean.
+
+        Parameters
+        ----------
+        prior
+            Prior precision per shell in the units of N, float64 (last_shell + 1,); None for no regularisation.
+        """
+        xp = ops.xp
+        mean = self.mean_weight(ops)
+        floor = radial(ops, WEIGHT_FLOOR * mean, self.weight.shape)
+        denominator = xp.maximum(self.weight, floor)
+        inside = radial(ops, np.ones(self.last_shell + 1), self.weight.shape)
+        if prior is not None:
+            denominator = denominator + radial(ops, prior, self.weight.shape)
+        volume = xp.where(denominator > 0, self.data / xp.maximum(denominator, xp.float32(1e-30)), 0) * inside
+        return volume_to_map(ops, volume.astype(xp.complex64), box, self.kernel)

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Make the engine's own Python environment: a checkout's ``.venv``, or the one beside Scipion's.
+
+Needs nothing but the standard library and runs on Python 3.8, so that a bare system and Scipion's own Python can both
+start it: ``python3 -m sparsecv.environment FOLDER --source . --extras engine``. A folder that already holds what is
+asked for is left as it is.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from sparsecv import __version__
+from sparsecv.constants import DISTRIBUTION, FOREIGN_VARIABLES
+
+OLDEST, NEWEST = (3, 10), (3, 13)
+CONSTRAINTS = Path(__file__).resolve().parent / "constraints.txt"
+STAMP = "sparsecv-environment.json"
+
+
+class EnvironmentProblem(Exception):
+    """The environment cannot be made here; the message says what to install."""
+
+
+def find_python(preferred=""):
+    """Return the command of a Python that the engine runs on.
+
+    Parameters
+    ----------
+    preferred : str
+        The only command to try, if not empty.
+
+    Raises
+    ------
+    EnvironmentProblem
+        If no Python of at least ``OLDEST`` is found. One up to ``NEWEST``, for which the constraints are known to have
+        wheels, is taken before a newer one.
+    """
+    names = [preferred] if preferred else [sys.executable, "python3"]
+    if not preferred:
+        names += [f"python3.{minor}" for minor in range(NEWEST[1], OLDEST[1] - 1, -1)]
+    newer = None
+    for name in names:
+        version = _version_of(name)
+        if version is None or version < OLDEST:
+            continue
+        if version <= NEWEST:
+            return name
+        newer = newer or name
+    if newer:
+        return newer
+    raise EnvironmentProblem(
+        f"no Python >= {OLDEST[0]}.{OLDEST[1]} found (tried {', '.join(names)}); "
+        "remedy: install one, or name it with --python or SPARSECV_PYTHON"
+    )
+
+
+def _version_of(python):
+    """Return (major, minor) of a Python command, or None if it does not run."""
+    try:
+        program = "import sys; print(*sys.version_info[:2])"
+        text = subprocess.check_output([python, "-c", program], stderr=subprocess.DEVNULL, text=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return tuple(int(part) for part in text.split())
+
+
+def make_environment(folder, python):
+    """Make an empty virtual environment with pip in it, also where the system has split ``ensurepip`` off (Debian)."""
+    if _succeeds([python, "-c", "import ensurepip"]):
+        _run([python, "-m", "venv", "--clear", str(folder)])
+        return
+    _run([python, "-m", "venv", "--clear", "--without-pip", str(folder)])
+    inside = str(_python_in(folder))
+    if _succeeds([python, "-m", "pip", "--python", inside, "--quiet", "install", "pip"]):
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        wheel, bundle = _pip_from_debian(Path(scratch))
+        has_own = "PIP_CERT" in os.environ or Path("/etc/ssl/certs/ca-certificates.crt").exists()
+        variables = {} if has_own else {"PIP_CERT": str(bundle)}
+        _run([inside, str(wheel / "pip"), "--quiet", "install", "pip"], **variables)
+
+
+def _pip_from_debian(scratch):
+    """Unpack Debian's signed pip wheel and certificates into a scratch folder, without installing either.
+
+    Returns
+    -------
+    tuple of Path
+        The wheel, and one file with the certificates that a bare system may lack.
+    """
+    remedy = "this Python has no ensurepip; remedy: sudo apt install python3-venv (or your system's equivalent)"
+    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
+        raise EnvironmentProblem(remedy)
+    download = ["apt-get", "-qq", "download", "python3-pip-whl", "ca-certificates"]
+    if not _succeeds(download, cwd=scratch):
+        # a container image comes without package lists, and only root may fetch them
+        if not (_succeeds(["apt-get", "-qq", "update"]) and _succeeds(download, cwd=scratch)):
+            raise EnvironmentProblem(remedy)
+    for package in scratch.glob("*.deb"):
+        _run(["dpkg-deb", "--extract", str(package), str(scratch / "system")])
+    wheels = sorted((scratch / "system" / "usr" / "share" / "python-wheels").glob("pip-*.whl"))
+    if not wheels:
+        raise EnvironmentProblem(remedy)
+    bundle = scratch / "certificates.pem"
+    certificates = sorted((scratch / "system" / "usr" / "share" / "ca-certificates").rglob("*.crt"))
+    bundle.write_text("\n".join(path.read_text(encoding="ascii") for path in certificates), encoding="ascii")
+    return wheels[-1], bundle
+
+
+def install(folder, extras, source=""):
+    """Install the distribution with its extras into an environment, in the versions of the constraints.
+
+    Parameters
+    ----------
+    folder : Path
+        The environment.
+    extras : iterable of str
+        Extras of the distribution.
+    source : str
+        A checkout, installed in place; empty for the release of this version from the package index.
+    """
+    names = ",".join(sorted(extras))
+    if source:
+        what = ["--editable", f"{os.path.abspath(source)}[{names}]"]
+    else:
+        what = [f"{DISTRIBUTION}[{names}]=={__version__}"]
+    pip = [str(_python_in(folder)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    # setuptools warns at length about every installation in place
+    _run([*pip, "--constraint", str(CONSTRAINTS), *what], PYTHONWARNINGS="ignore")
+
+
+def ensure(folder, extras, source="", python=""):
+    """Make the environment, or bring it up to date, unless it is there already.
+
+    Returns
+    -------
+    bool
+        True if something was done.
+    """
+    folder, extras = Path(folder), set(extras)
+    digest = _digest(source)
+    before = _read_stamp(folder)
+    if before.get("digest") == digest and extras <= set(before.get("extras", ())):
+        return False
+    print(f"Setting up {folder} (a minute or two, once) ...", file=sys.stderr, flush=True)
+    if _succeeds([str(_python_in(folder)), "-m", "pip", "--version"]):
+        extras |= set(before.get("extras", ()))
+        (folder / STAMP).unlink(missing_ok=True)
+    else:
+        make_environment(folder, find_python(python))
+    install(folder, extras, source)
+    (folder / STAMP).write_text(json.dumps({"digest": digest, "extras": sorted(extras)}) + "\n", encoding="ascii")
+    return True
+
+
+def _digest(source):
+    """Return a hash of everything that decides what is installed, apart from the extras."""
+    parts = [__version__.encode(), os.path.abspath(source).encode() if source else b"", CONSTRAINTS.read_bytes()]
+    if source:
+        parts.append((Path(source) / "setup.py").read_bytes())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+def _read_stamp(folder):
+    """Return what an earlier run installed, an empty dictionary if there was none or it did not end."""
+    try:
+        return json.loads((folder / STAMP).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _python_in(folder):
+    return Path(folder).absolute() / "bin" / "python"
+
+
+def _clean_environ():
+    """Return the variables of this process without those that would lead another Python to this one's packages."""
+    return {name: value for name, value in os.environ.items() if name not in FOREIGN_VARIABLES}
+
+
+def _succeeds(command, cwd=None):
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    try:
+        return subprocess.call(command, cwd=cwd, env=_clean_environ(), **quiet) == 0
+    except OSError:
+        return False
+
+
+def _run(command, **variables):
+    code = subprocess.call(command, env={**_clean_environ(), **variables})
+    if code:
+        raise EnvironmentProblem(f"'{' '.join(command)}' ended with exit status {code}")
+
+
+def main(arguments=None):
+    """Command line of ``python3 -m sparsecv.environment``; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="sparsecv.environment", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", help="the environment to make")
+    parser.add_argument("--extras", default="engine", help="comma-separated extras (default: engine)")
+    parser.add_argument("--source", default="", help="checkout to install in place (default: the released version)")
+    parser.add_argument("--python", default=os.environ.get("SPARSECV_PYTHON", ""), help="Python to make it from")
+    options = parser.parse_args(arguments)
+    try:
+        ensure(options.folder, [name for name in options.extras.split(",") if name], options.source, options.python)
+    except EnvironmentProblem as problem:
+        print(f"sparsecv.environment: {problem}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

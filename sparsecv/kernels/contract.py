@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What every back end asks of its arguments, checked once per call in Python so that no kernel has to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+KERNELS = ("trilinear", "gaussian")
+
+
+def half_width(shape: tuple[int, ...]) -> int:
+    """The c of a half Fourier volume's shape (2c+1, 2c+1, c+1); ValueError for any other shape."""
+    c = int(shape[-1]) - 1
+    if tuple(shape) != (2 * c + 1, 2 * c + 1, c + 1):
+        raise ValueError(f"a half Fourier volume has shape (2c+1, 2c+1, c+1), not {tuple(shape)}")
+    return c
+
+
+def check_reach(shape: tuple[int, ...], kx: Any, ky: Any, padding: float) -> None:
+    """Refuse, with ValueError, pixels kx, ky (J,) that leave the volume; the rule is padding max|k| + 2 <= c."""
+    c = half_width(shape)
+    if kx.ndim != 1 or kx.shape != ky.shape or kx.size == 0:
+        raise ValueError(f"kx and ky are lists of the same length, at least 1, not {kx.shape} and {ky.shape}")
+    reach = padding * float((kx * kx + ky * ky).max()) ** 0.5 + 2
+    if not reach <= c:  # so written that NaN is refused
+        raise ValueError(f"the disc needs a half width of {reach:.1f} (padding x frequency + 2), the volume has {c}")
+
+
+def check_candidates(rotations: Any, owner: Any, images: Any, ctf2: Any, weights: Any, kx: Any) -> None:
+    """Refuse, with ValueError, arrays whose shapes do not belong together; weights may be None."""
+    candidates, (n_images, shifts, pixels) = len(owner), images.shape
+    expected = {
+        "rotations": (rotations.shape, (candidates, 3, 3)),
+        "ctf2": (ctf2.shape, (n_images, pixels)),
+        "kx": (kx.shape, (pixels,)),
+    }
+    if weights is not None:
+        expected["weights"] = (weights.shape, (candidates, shifts))
+    for name, (shape, wanted) in expected.items():
+        if tuple(shape) != wanted:
+            raise ValueError(f"{name} has shape {tuple(shape)}; its companions ask for {wanted}")
+
+
+def check_kernel(kernel: str) -> None:
+    """Refuse, with ValueError, the name of a spreading kernel that does not exist."""
+    if kernel not in KERNELS:
+        raise ValueError(f"the kernel is one of {', '.join(KERNELS)}, not {kernel!r}")

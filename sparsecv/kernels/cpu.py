@@ -1,0 +1,391 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The hot loops on the CPU, compiled by Numba; definitions and shapes are those of :mod:`sparsecv.kernels.reference`.
+
+Numba has no atomic additions, so loops that deposit into a volume run over a few private copies of it (one for each
+thread, as long as they stay small) that are summed afterwards.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from scipy import fft
+
+from .contract import check_candidates, check_kernel, check_reach
+
+xp = np
+name = "cpu"
+PRIVATE_BYTES = 1 << 30  # memory that private accumulators may take together
+
+_options = {"cache": True, "fastmath": True, "nogil": True, "error_model": "numpy"}
+_compile = numba.njit(**_options)
+_compile_parallel = numba.njit(parallel=True, **_options)
+
+
+def to_host(array: Any) -> np.ndarray:
+    """The array in host memory (here: itself)."""
+    return array
+
+
+def rfft2(images: Any) -> Any:
+    """Transforms of a stack of images (n, box, box) -> (n, box, box // 2 + 1)."""
+    return fft.rfft2(images, axes=(1, 2), workers=numba.get_num_threads())
+
+
+def rfftn(volume: Any) -> Any:
+    """Transform of a volume."""
+    return fft.rfftn(volume, workers=numba.get_num_threads())
+
+
+def irfftn(transform: Any, box: int) -> Any:
+    """Volume (box, box, box) of a half transform."""
+    return fft.irfftn(transform, s=(box, box, box), workers=numba.get_num_threads(), overwrite_x=True)
+
+
+# ---------------------------------------------------------------------------------------------- slices and scores
+@_compile
+def _slice_into(out, volume, a, kx, ky, padding):
+    """Trilinear slice of one rotation into out (2J,), real and imaginary parts interleaved."""
+    c = np.float32((volume.shape[0] - 1) // 2)
+    xx, xy = padding * a[0, 0], padding * a[1, 0]
+    yx, yy = padding * a[0, 1], padding * a[1, 1]
+    zx, zy = padding * a[0, 2], padding * a[1, 2]
+    one = np.float32(1)
+    for j in range(kx.shape[0]):
+        u, v = kx[j], ky[j]
+        x = xx * u + xy * v
+        sign = -one if x < 0 else one
+        x *= sign
+        y = sign * (yx * u + yy * v) + c
+        z = sign * (zx * u + zy * v) + c
+        x0, y0, z0 = np.int32(x), np.int32(y), np.int32(z)  # all are >= 0 here: truncation is the floor
+        fx, fy, fz = x - x0, y - y0, z - z0
+        gx, gy, gz = one - fx, one - fy, one - fz
+        r00, r01 = volume[z0, y0], volume[z0, y0 + 1]
+        r10, r11 = volume[z0 + 1, y0], volume[z0 + 1, y0 + 1]
+        low = gy * (gx * r00[x0] + fx * r00[x0 + 1]) + fy * (gx * r01[x0] + fx * r01[x0 + 1])
+        high = gy * (gx * r10[x0] + fx * r10[x0 + 1]) + fy * (gx * r11[x0] + fx * r11[x0 + 1])
+        p = gz * low + fz * high
+        out[2 * j] = p.real
+        out[2 * j + 1] = sign * p.imag
+
+
+@_compile_parallel
+def _extract(out, volume, rotations, kx, ky, padding):
+    for c in numba.prange(rotations.shape[0]):
+        _slice_into(out[c], volume, rotations[c], kx, ky, padding)
+
+
+def extract_slices(volume: Any, rotations: Any, kx: Any, ky: Any, padding: int) -> Any:
+    """Central slices by trilinear interpolation: see :func:`sparsecv.kernels.reference.extract_slices`."""
+    check_reach(volume.shape, kx, ky, padding)
+    out = np.empty((len(rotations), len(kx)), dtype=np.complex64)
+    _extract(out.view(np.float32), volume, _f32(rotations), _f32(kx), _f32(ky), np.float32(padding))
+    return out
+
+
+@_compile_parallel
+def _score(cross, norm, volume, rotations, owner, images, ctf2, kx, ky, padding):
+    for c in numba.prange(rotations.shape[0]):
+        scratch = np.empty(2 * kx.shape[0], dtype=np.float32)
+        _slice_into(scratch, volume, rotations[c], kx, ky, padding)
+        i = owner[c]
+        power = np.float32(0)
+        for j in range(kx.shape[0]):
+            re, im = scratch[2 * j], scratch[2 * j + 1]
+            power += ctf2[i, j] * (re * re + im * im)
+        norm[c] = power
+        for t in range(images.shape[1]):
+            row = images[i, t]
+            dot = np.float32(0)
+            for j in range(scratch.shape[0]):
+                dot += row[j] * scratch[j]
+            cross[c, t] = dot
+
+
+def score_candidates(
+    volume: Any, rotations: Any, owner: Any, images: Any, ctf2: Any, kx: Any, ky: Any, padding: int
+) -> tuple[Any, Any]:
+    """Cross and norm terms of candidates: see :func:`sparsecv.kernels.reference.score_candidates`."""
+    check_reach(volume.shape, kx, ky, padding)
+    check_candidates(rotations, owner, images, ctf2, None, kx)
+    cross = np.empty((len(rotations), images.shape[1]), dtype=np.float32)
+    norm = np.empty(len(rotations), dtype=np.float32)
+    pairs = np.ascontiguousarray(images, dtype=np.complex64).view(np.float32)
+    _score(cross, norm, volume, _f32(rotations), _i32(owner), pairs, _f32(ctf2), _f32(kx), _f32(ky), np.float32(padding))
+    return cross, norm
+
+
+# ---------------------------------------------------------------------------------------------------------- shifts
+@_compile_parallel
+def _shift(out, pairs, shifts, kx, ky, box):
+    reach = 0
+    for j in range(kx.shape[0]):
+        reach = max(reach, abs(kx[j]), abs(ky[j]))
+    step = np.float32(-2 * np.pi / box)
+    for i in numba.prange(pairs.shape[0]):
+        # Phases factorise over x and y: two small tables replace a sine and a cosine for every pixel.
+        table = np.empty((2, 2 * reach + 1, 2), dtype=np.float32)
+        for t in range(shifts.shape[1]):
+            for axis in range(2):
+                for k in range(-reach, reach + 1):
+                    angle = step * shifts[i, t, axis] * k
+                    table[axis, k + reach, 0] = np.cos(angle)
+                    table[axis, k + reach, 1] = np.sin(angle)
+            for j in range(kx.shape[0]):
+                a, b = table[0, kx[j] + reach], table[1, ky[j] + reach]
+                c, s = a[0] * b[0] - a[1] * b[1], a[0] * b[1] + a[1] * b[0]
+                re, im = pairs[i, 2 * j], pairs[i, 2 * j + 1]
+                out[i, t, 2 * j] = re * c - im * s
+                out[i, t, 2 * j + 1] = re * s + im * c
+
+
+def shift_images(images: Any, shifts: Any, kx: Any, ky: Any, box: int) -> Any:
+    """Images moved by several shifts each: see :func:`sparsecv.kernels.reference.shift_images`."""
+    out = np.empty((len(images), shifts.shape[1], len(kx)), dtype=np.complex64)
+    pairs = np.ascontiguousarray(images, dtype=np.complex64).view(np.float32)
+    _shift(out.view(np.float32), pairs, _f32(shifts), _i32(kx), _i32(ky), float(box))
+    return out
+
+
+# ------------------------------------------------------------------------------------------------- backprojection
+@_compile
+def _weighted_slice(pairs, total, images, ctf2, i, weights):
+    """Sum over shifts of weight x image into pairs (2J,), and total weight x CTF^2 into total (J,)."""
+    pairs[:] = 0
+    mass = np.float32(0)
+    for t in range(weights.shape[0]):
+        w = weights[t]
+        if w != 0:
+            mass += w
+            row = images[i, t]
+            for j in range(pairs.shape[0]):
+                pairs[j] += w * row[j]
+    for j in range(total.shape[0]):
+        total[j] = mass * ctf2[i, j]
+    return mass
+
+
+@_compile
+def _deposit_trilinear(volume, pairs, total, a, kx, ky, padding):
+    """Adjoint of the trilinear slice; volume (Z, Y, X, 4) holds real, imaginary, weight."""
+    c = np.float32((volume.shape[0] - 1) // 2)
+    xx, xy = padding * a[0, 0], padding * a[1, 0]
+    yx, yy = padding * a[0, 1], padding * a[1, 1]
+    zx, zy = padding * a[0, 2], padding * a[1, 2]
+    one = np.float32(1)
+    for j in range(kx.shape[0]):
+        u, v = kx[j], ky[j]
+        x = xx * u + xy * v
+        sign = -one if x < 0 else one
+        x *= sign
+        y = sign * (yx * u + yy * v) + c
+        z = sign * (zx * u + zy * v) + c
+        x0, y0, z0 = np.int32(x), np.int32(y), np.int32(z)
+        fx, fy, fz = x - x0, y - y0, z - z0
+        re, im, w = pairs[2 * j], sign * pairs[2 * j + 1], total[j]
+        for dz in range(2):
+            cz = fz if dz else one - fz
+            for dy in range(2):
+                cy = cz * (fy if dy else one - fy)
+                row = volume[z0 + dz, y0 + dy]
+                near, far = cy * (one - fx), cy * fx
+                row[x0, 0] += near * re
+                row[x0, 1] += near * im
+                row[x0, 2] += near * w
+                row[x0 + 1, 0] += far * re
+                row[x0 + 1, 1] += far * im
+                row[x0 + 1, 2] += far * w
+
+
+@_compile
+def _deposit_gaussian(volume, pairs, total, a, kx, ky, padding):
+    """27 neighbours weighted by exp(-d^2 / 2); a neighbour at x = -1 is folded onto its Friedel mate."""
+    centre = (volume.shape[0] - 1) // 2
+    xx, xy = padding * a[0, 0], padding * a[1, 0]
+    yx, yy = padding * a[0, 1], padding * a[1, 1]
+    zx, zy = padding * a[0, 2], padding * a[1, 2]
+    one, half = np.float32(1), np.float32(0.5)
+    ex, ey, ez = np.empty(3, np.float32), np.empty(3, np.float32), np.empty(3, np.float32)
+    for j in range(kx.shape[0]):
+        u, v = kx[j], ky[j]
+        x = xx * u + xy * v
+        sign = -one if x < 0 else one
+        x *= sign
+        y, z = sign * (yx * u + yy * v), sign * (zx * u + zy * v)
+        x0, y0, z0 = np.int32(np.rint(x)), np.int32(np.rint(y)), np.int32(np.rint(z))
+        for d in range(3):
+            ex[d] = np.exp(-half * (x0 + d - 1 - x) ** 2)
+            ey[d] = np.exp(-half * (y0 + d - 1 - y) ** 2)
+            ez[d] = np.exp(-half * (z0 + d - 1 - z) ** 2)
+        re, im, w = pairs[2 * j], sign * pairs[2 * j + 1], total[j]
+        for dz in range(3):
+            for dy in range(3):
+                coefficient = ez[dz] * ey[dy]
+                iz, iy = z0 + dz - 1, y0 + dy - 1
+                for dx in range(3):
+                    ix = x0 + dx - 1
+                    g = coefficient * ex[dx]
+                    if ix < 0:
+                        row = volume[centre - iz, centre - iy, -ix]
+                        row[1] -= g * im
+                    else:
+                        row = volume[centre + iz, centre + iy, ix]
+                        row[1] += g * im
+                    row[0] += g * re
+                    row[2] += g * w
+
+
+@_compile_parallel
+def _backproject(private, images, ctf2, weights, rotations, owner, kx, ky, padding, is_gaussian):
+    count = private.shape[0]
+    for k in numba.prange(count):
+        pairs = np.empty(2 * kx.shape[0], dtype=np.float32)
+        total = np.empty(kx.shape[0], dtype=np.float32)
+        for c in range(k, rotations.shape[0], count):
+            if _weighted_slice(pairs, total, images, ctf2, owner[c], weights[c]) == 0:
+                continue
+            if is_gaussian:
+                _deposit_gaussian(private[k], pairs, total, rotations[c], kx, ky, padding)
+            else:
+                _deposit_trilinear(private[k], pairs, total, rotations[c], kx, ky, padding)
+
+
+@_compile_parallel
+def _merge(data, weight, private):
+    for z in numba.prange(data.shape[0]):
+        for y in range(data.shape[1]):
+            for x in range(data.shape[2]):
+                re, im, w = np.float32(0), np.float32(0), np.float32(0)
+                for k in range(private.shape[0]):
+                    voxel = private[k, z, y, x]
+                    re += voxel[0]
+                    im += voxel[1]
+                    w += voxel[2]
+                data[z, y, x] += np.complex64(complex(re, im))
+                weight[z, y, x] += w
+
+
+def backproject(
+    images: Any,
+    ctf2: Any,
+    weights: Any,
+    rotations: Any,
+    owner: Any,
+    kx: Any,
+    ky: Any,
+    padding: int,
+    data: Any,
+    weight: Any,
+    kernel: str = "trilinear",
+) -> None:
+    """Add weighted images to a volume: see :func:`sparsecv.kernels.reference.backproject`."""
+    check_reach(data.shape, kx, ky, padding)
+    check_candidates(rotations, owner, images, ctf2, weights, kx)
+    check_kernel(kernel)
+    copies = max(1, min(numba.get_num_threads(), PRIVATE_BYTES // (16 * data.size)))
+    private = np.zeros((copies, *data.shape, 4), dtype=np.float32)
+    pairs = np.ascontiguousarray(images, dtype=np.complex64).view(np.float32)
+    arguments = (_f32(ctf2), _f32(weights), _f32(rotations), _i32(owner), _f32(kx), _f32(ky))
+    _backproject(private, pairs, *arguments, np.float32(padding), kernel == "gaussian")
+    _merge(data, weight, private)
+
+
+# ------------------------------------------------------------------------------------------------ whole volumes
+@_compile_parallel
+def _symmetrise(out_data, out_weight, data, weight, matrices):
+    c = (data.shape[0] - 1) // 2
+    reach = np.float32((c - 2) ** 2)
+    one = np.float32(1)
+    for iz in numba.prange(data.shape[0]):
+        for iy in range(data.shape[1]):
+            for ix in range(data.shape[2]):
+                vx, vy, vz = np.float32(ix), np.float32(iy - c), np.float32(iz - c)
+                if vx * vx + vy * vy + vz * vz > reach:
+                    continue
+                re, im, w = np.float32(0), np.float32(0), np.float32(0)
+                for g in range(matrices.shape[0]):
+                    m = matrices[g]
+                    x = m[0, 0] * vx + m[0, 1] * vy + m[0, 2] * vz
+                    sign = -one if x < 0 else one
+                    x *= sign
+                    y = sign * (m[1, 0] * vx + m[1, 1] * vy + m[1, 2] * vz) + c
+                    z = sign * (m[2, 0] * vx + m[2, 1] * vy + m[2, 2] * vz) + c
+                    x0, y0, z0 = np.int32(x), np.int32(y), np.int32(z)
+                    fx, fy, fz = x - x0, y - y0, z - z0
+                    for dz in range(2):
+                        cz = fz if dz else one - fz
+                        for dy in range(2):
+                            cy = cz * (fy if dy else one - fy)
+                            row, mass = data[z0 + dz, y0 + dy], weight[z0 + dz, y0 + dy]
+                            near, far = cy * (one - fx), cy * fx
+                            value = near * row[x0] + far * row[x0 + 1]
+                            re += value.real
+                            im += sign * value.imag
+                            w += near * mass[x0] + far * mass[x0 + 1]
+                out_data[iz, iy, ix] = np.complex64(complex(re, im))
+                out_weight[iz, iy, ix] = w
+
+
+def symmetrise(data: Any, weight: Any, matrices: Any) -> tuple[Any, Any]:
+    """Sum of a volume over a point group: see :func:`sparsecv.kernels.reference.symmetrise`."""
+    out = np.zeros_like(data), np.zeros_like(weight)
+    _symmetrise(*out, data, weight, _f32(matrices))
+    return out
+
+
+def complete_hermitian(data: Any, weight: Any) -> None:
+    """Sum the two Friedel mates on the plane x = 0, in place: see the reference."""
+    data[:, :, 0] = data[:, :, 0] + data[::-1, ::-1, 0].conj()
+    weight[:, :, 0] = weight[:, :, 0] + weight[::-1, ::-1, 0]
+
+
+@_compile_parallel
+def _disc_shells(out, values, offsets):
+    for i in numba.prange(values.shape[0]):
+        for s in range(offsets.shape[0] - 1):
+            total = 0.0
+            for j in range(offsets[s], offsets[s + 1]):
+                total += values[i, j]
+            out[i, s] = total
+
+
+def sum_disc_shells(values: Any, offsets: Any) -> Any:
+    """Sum per shell of each row: see the reference."""
+    out = np.empty((len(values), len(offsets) - 1), dtype=np.float64)
+    _disc_shells(out, _f32(values), _i32(offsets))
+    return out
+
+
+@_compile_parallel
+def _volume_shells(partial, first, second, padding):
+    c = (first.shape[0] - 1) // 2
+    for iz in numba.prange(first.shape[0]):
+        sums = partial[iz]
+        for iy in range(first.shape[1]):
+            for ix in range(first.shape[2]):
+                radius = np.sqrt(float((iz - c) ** 2 + (iy - c) ** 2 + ix**2)) / padding
+                s = int(np.rint(radius))
+                if s < sums.shape[0]:
+                    a, b = first[iz, iy, ix], second[iz, iy, ix]
+                    twice = 2.0 if ix > 0 else 1.0
+                    sums[s, 0] += twice * (float(a.real) * b.real + float(a.imag) * b.imag)
+                    sums[s, 1] += twice * (float(a.real) ** 2 + float(a.imag) ** 2)
+                    sums[s, 2] += twice * (float(b.real) ** 2 + float(b.imag) ** 2)
+
+
+def sum_volume_shells(first: Any, second: Any, padding: int, n_shells: int) -> Any:
+    """Cross and own power per shell of two volumes: see the reference."""
+    partial = np.zeros((first.shape[0], n_shells, 3), dtype=np.float64)
+    _volume_shells(partial, first, second, float(padding))
+    return partial.sum(axis=0)
+
+
+def _f32(array: Any) -> np.ndarray:
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def _i32(array: Any) -> np.ndarray:
+    return np.ascontiguousarray(array, dtype=np.int32)

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: GPL-3.0-or-later
+// Sums over Fourier shells, in double precision.
+#include "common.cuh"
+
+#ifndef SHELLS
+#define SHELLS 256  // at least the number of shells of sum_volume_shells
+#endif
+
+// One block per row and shell; the disc is sorted by shell, so that a shell is a run of pixels.
+KERNEL void sum_disc_shells(const float *__restrict__ values, const int *__restrict__ offsets, int pixels, int shells,
+                            double *__restrict__ sums) {
+    __shared__ double partial[THREADS];
+    const size_t row = blockIdx.x;
+    const int shell = blockIdx.y, end = offsets[shell + 1];
+    double sum = 0.;
+    for (int pixel = offsets[shell] + threadIdx.x; pixel < end; pixel += THREADS) sum += values[row * pixels + pixel];
+    partial[threadIdx.x] = sum;
+    for (int half = THREADS / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if ((int)threadIdx.x < half) partial[threadIdx.x] += partial[threadIdx.x + half];
+    }
+    if (threadIdx.x == 0) sums[row * shells + shell] = partial[0];
+}
+
+// One block per plane z, with a histogram in shared memory that is added to the result at the end.
+KERNEL void sum_volume_shells(const C32 *__restrict__ a, const C32 *__restrict__ b, int c, float padding, int shells,
+                              double *__restrict__ sums) {
+    __shared__ double histogram[3 * SHELLS];
+    for (int i = threadIdx.x; i < 3 * shells; i += THREADS) histogram[i] = 0.;
+    __syncthreads();
+    const int z = (int)blockIdx.x - c, row = c + 1, plane = (2 * c + 1) * row;
+    for (int i = threadIdx.x; i < plane; i += THREADS) {
+        const int x = i % row, y = i / row - c;
+        // Exact: n = |v|^2 stays below 2^24 for c < 2364, and sqrt rounds correctly.
+        const int shell = (int)rintf(sqrtf((float)(x * x + y * y + z * z)) / padding);
+        if (shell >= shells) continue;
+        const size_t voxel = (size_t)blockIdx.x * plane + i;
+        const double twice = x > 0 ? 2. : 1.;
+        const double ar = a[voxel].re, ai = a[voxel].im, br = b[voxel].re, bi = b[voxel].im;
+        atomicAdd(&histogram[3 * shell], twice * (ar * br + ai * bi));
+        atomicAdd(&histogram[3 * shell + 1], twice * (ar * ar + ai * ai));
+        atomicAdd(&histogram[3 * shell + 2], twice * (br * br + bi * bi));
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < 3 * shells; i += THREADS) atomicAdd(&sums[i], histogram[i]);
+}

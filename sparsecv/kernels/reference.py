@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The definition of every kernel, in float64 NumPy: what the other back ends are tested against.
+
+Arrays shared by the functions
+------------------------------
+volume
+    (2c+1, 2c+1, c+1) complex: the half x >= 0 of a centred Fourier volume, voxel (z, y, x) at index [z+c, y+c, x]; the
+    other half follows from Friedel symmetry, V(-v) = conj V(v). Image frequency k (cycles per box) sits at padding k.
+rotations
+    (C, 3, 3), RELION's A: takes map coordinates (x, y, z) to image coordinates.
+kx, ky
+    (J,) the pixels of the disc: one of each Friedel pair, without the origin, with padding max|k| + 2 <= c.
+owner
+    (C,) integer: the image that each candidate rotation belongs to, ascending.
+
+Image pixel (kx, ky) of candidate c is the voxel v = padding A_c^T (kx, ky, 0) of the volume (projection-slice theorem);
+where v_x < 0 the mate -v is used, with the complex conjugate.
+
+This back end computes in float64 and complex128 throughout and returns them; the others return float32 and complex64.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .contract import check_candidates, check_kernel, check_reach, half_width
+
+Array = Any  # numpy.ndarray; the shapes and types stand in each docstring
+xp = np
+name = "reference"
+
+
+def to_host(array: Array) -> Array:
+    """The array in host memory (here: itself)."""
+    return array
+
+
+def _positions(rotation: Array, kx: Array, ky: Array, padding: float) -> tuple[Array, Array]:
+    """Voxel positions (x, y, z) with x >= 0 of the disc's pixels, (J, 3), and where the mate was taken, (J,) bool."""
+    rotation = np.asarray(rotation, np.float64)
+    position = padding * (np.outer(kx, rotation[0]) + np.outer(ky, rotation[1]))
+    flipped = position[:, 0] < 0
+    position[flipped] *= -1
+    return position, flipped
+
+
+def _trilinear(position: Array) -> tuple[Array, Array]:
+    """Eight neighbours (8, J, 3) of positions and their coefficients (8, J): prod over axes of 1 - |v - n|."""
+    corner = np.floor(position).astype(np.int64)
+    steps = np.array([(x, y, z) for z in (0, 1) for y in (0, 1) for x in (0, 1)])
+    neighbours = corner[None] + steps[:, None]
+    return neighbours, np.prod(1.0 - np.abs(position[None] - neighbours), axis=2)
+
+
+def _gaussian(position: Array) -> tuple[Array, Array]:
+    """The 27 neighbours round(v) + {-1, 0, 1}^3, (27, J, 3), and their coefficients exp(-|v - n|^2 / 2), (27, J)."""
+    nearest = np.rint(position).astype(np.int64)
+    steps = np.array([(x, y, z) for z in (-1, 0, 1) for y in (-1, 0, 1) for x in (-1, 0, 1)])
+    neighbours = nearest[None] + steps[:, None]
+    return neighbours, np.exp(-0.5 * np.sum((position[None] - neighbours) ** 2, axis=2))
+
+
+def _interpolate(volume: Array, position: Array, flipped: Array) -> Array:
+    """Trilinear value of the volume at positions with x >= 0, conjugated where flipped."""
+    c = half_width(volume.shape)
+    neighbours, coefficients = _trilinear(position)
+    x, y, z = np.moveaxis(neighbours, 2, 0)
+    values = np.sum(coefficients * volume[z + c, y + c, x], axis=0)
+    return np.where(flipped, np.conj(values), values)
+
+
+def extract_slices(volume: Array, rotations: Array, kx: Array, ky: Array, padding: float) -> Array:
+    """Central slices of a Fourier volume by trilinear interpolation.
+
+    P_c(k) = sum_n prod_axes (1 - |v - n|) V(n),  v = padding A_c^T (kx, ky, 0), over the 8 voxels n around v.
+
+    Returns
+    -------
+    (C, J) complex128.
+
+    Raises
+    ------
+    ValueError
+        When the disc does not fit into the volume.
+    """
+    check_reach(volume.shape, kx, ky, padding)
+    slices = np.empty((len(rotations), len(kx)), np.complex128)
+    for candidate, rotation in enumerate(rotations):
+        slices[candidate] = _interpolate(volume, *_positions(rotation, kx, ky, padding))
+    return slices
+
+
+def score_candidates(
+    volume: Array, rotations: Array, owner: Array, images: Array, ctf2: Array, kx: Array, ky: Array, padding: float
+) -> tuple[Array, Array]:
+    """Cross and norm terms of the log-likelihood of candidate poses [Scheres2012, eq. 4].
+
+    cross[c, t] = sum_j Re(conj(images[owner_c, t, j]) P_c(j)),  norm[c] = sum_j ctf2[owner_c, j] |P_c(j)|^2,
+    so that log p = cross - norm / 2 + a constant per image, where images and ctf2 are weighted as below.
+
+    Parameters
+    ----------
+    images
+        (I, T, J) complex: image times CTF / sigma2, at T shifts.
+    ctf2
+        (I, J) real: CTF^2 / sigma2.
+
+    Returns
+    -------
+    cross (C, T) and norm (C,), float64.
+    """
+    check_candidates(rotations, owner, images, ctf2, None, kx)
+    slices = extract_slices(volume, rotations, kx, ky, padding)
+    owner = np.asarray(owner)
+    cross = np.empty((len(rotations), images.shape[1]))
+    norm = np.empty(len(rotations))
+    for candidate, (image, projection) in enumerate(zip(owner, slices, strict=True)):
+        cross[candidate] = np.real(np.conj(images[image].astype(np.complex128)) @ projection)
+        norm[candidate] = ctf2[image].astype(np.float64) @ np.abs(projection) ** 2
+    return cross, norm
+
+
+def backproject(
+    images: Array,
+    ctf2: Array,
+    weights: Array,
+    rotations: Array,
+    owner: Array,
+    kx: Array,
+    ky: Array,
+    padding: float,
+    data: Array,
+    weight: Array,
+    kernel: str = "trilinear",
+) -> None:
+    """Add weighted images to the numerator and the weight of the reconstruction, in place [Scheres2012, eq. 5].
+
+    s_c(j) = sum_t weights[c, t] images[owner_c, t, j],  w_c(j) = ctf2[owner_c, j] sum_t weights[c, t],
+    data(n) += g(v - n) s_c(j) (its conjugate at -v),  weight(n) += g(v - n) w_c(j).
+
+    Parameters
+    ----------
+    weights
+        (C, T) real: posterior of candidate c at shift t.
+    data, weight
+        (2c+1, 2c+1, c+1) complex and real accumulators.
+    kernel
+        "trilinear": g = prod (1 - |d|) on 8 voxels, the adjoint of `extract_slices`; "gaussian": g = exp(-|d|^2 / 2) on
+        the 27 voxels around round(v); a neighbour at x = -1 is its mate (-z, -y, 1), conjugated.
+
+    Notes
+    -----
+    Only one of each Friedel pair is added: on the plane x = 0 `complete_hermitian` adds the other.
+    """
+    check_reach(data.shape, kx, ky, padding)
+    check_candidates(rotations, owner, images, ctf2, weights, kx)
+    check_kernel(kernel)
+    spread = _trilinear if kernel == "trilinear" else _gaussian
+    c = half_width(data.shape)
+    for candidate, image in enumerate(np.asarray(owner)):
+        shift_weights = np.asarray(weights[candidate], np.float64)
+        if not np.any(shift_weights):
+            continue
+        position, flipped = _positions(rotations[candidate], kx, ky, padding)
+        values = shift_weights @ images[image].astype(np.complex128)
+        values = np.where(flipped, np.conj(values), values)
+        neighbours, coefficients = spread(position)
+        mate = neighbours[..., 0] < 0
+        neighbours = np.where(mate[..., None], -neighbours, neighbours)
+        x, y, z = np.moveaxis(neighbours, 2, 0)
+        voxel = (z + c, y + c, x)
+        np.add.at(data, voxel, coefficients * np.where(mate, np.conj(values), values))
+        np.add.at(weight, voxel, coefficients * (ctf2[image].astype(np.float64) * shift_weights.sum()))
+
+
+def complete_hermitian(data: Array, weight: Array) -> None:
+    """Add, in place, what the other half of the Friedel pairs would have added to the plane x = 0.
+
+    On x = 0: D(z, y) <- D(z, y) + conj D(-z, -y),  W(z, y) <- W(z, y) + W(-z, -y).
+    """
+    data[:, :, 0] += np.conj(data[::-1, ::-1, 0])
+    weight[:, :, 0] += weight[::-1, ::-1, 0].copy()
+
+
+def symmetrise(data: Array, weight: Array, matrices: Array) -> tuple[Array, Array]:
+    """Sum of a reconstruction's accumulators over a point group.
+
+    out(v) = sum_g in(R_g v) by trilinear interpolation, for |v| <= c - 2, and 0 outside.
+
+    Parameters
+    ----------
+    matrices
+        (G, 3, 3): rotations R_g acting on (x, y, z), identity included.
+
+    Returns
+    -------
+    New data (complex128) and weight (float64). The accumulators must be Friedel-complete.
+    """
+    c = half_width(data.shape)
+    z, y, x = np.meshgrid(np.arange(-c, c + 1), np.arange(-c, c + 1), np.arange(c + 1), indexing="ij")
+    inside = x**2 + y**2 + z**2 <= max(c - 2, 0) ** 2
+    voxels = np.stack([x[inside], y[inside], z[inside]], axis=1).astype(np.float64)
+    new_data, new_weight = np.zeros(data.shape, np.complex128), np.zeros(weight.shape)
+    for matrix in np.asarray(matrices, np.float64):
+        position = voxels @ matrix.T
+        flipped = position[:, 0] < 0
+        position[flipped] *= -1
+        new_data[inside] += _interpolate(data, position, flipped)
+        new_weight[inside] += _interpolate(weight, position, flipped)
+    return new_data, new_weight
+
+
+def sum_disc_shells(values: Array, offsets: Array) -> Array:
+    """Sums over the shells of a disc whose pixels are sorted by shell.
+
+    out[n, s] = sum of values[n, j] for offsets[s] <= j < offsets[s+1].
+
+    Parameters
+    ----------
+    values
+        (N, J) real.
+    offsets
+        (S+1,) integer, ascending, offsets[0] = 0.
+
+    Returns
+    -------
+    (N, S) float64; empty shells are 0.
+    """
+    running = np.zeros((len(values), values.shape[1] + 1))
+    np.cumsum(values, axis=1, dtype=np.float64, out=running[:, 1:])
+    return np.diff(running[:, np.asarray(offsets)], axis=1)
+
+
+def sum_volume_shells(volume_a: Array, volume_b: Array, padding: float, n_shells: int) -> Array:
+    """Cross and auto power of two Fourier volumes per shell: FSC = out[:, 0] / sqrt(out[:, 1] out[:, 2]).
+
+    out[s] = sum over voxels with round(|v| / padding) = s of (Re(a conj b), |a|^2, |b|^2), over the
+    Friedel-completed volume: voxels with x > 0 count twice. Halves round to even, as everywhere here.
+
+    Returns
+    -------
+    (n_shells, 3) float64.
+    """
+    c = half_width(volume_a.shape)
+    axis = np.arange(-c, c + 1)
+    radius = np.sqrt(axis[:, None, None] ** 2 + axis[None, :, None] ** 2 + np.arange(c + 1) ** 2)
+    shell = np.rint(radius / padding).astype(np.int64)
+    times = np.where(np.arange(c + 1) > 0, 2.0, 1.0) * (shell < n_shells)
+    a, b = volume_a.astype(np.complex128), volume_b.astype(np.complex128)
+    terms = (np.real(a * np.conj(b)), np.abs(a) ** 2, np.abs(b) ** 2)
+    shell = np.minimum(shell, n_shells).ravel()
+    sums = [np.bincount(shell, (times * term).ravel(), n_shells + 1)[:n_shells] for term in terms]
+    return np.stack(sums, axis=1)

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What all tests share: quiet threads, no windows, seeded property tests, and skips for programs that are not there."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+# before numpy is imported: tests measure results, not speed, and run beside each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("seeded", derandomize=True, deadline=None, database=None)
+settings.load_profile("seeded")
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+def _has_gpu() -> bool:
+    if importlib.util.find_spec("cupy") is None:
+        return False
+    import cupy
+
+    return bool(cupy.cuda.is_available())
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a program or a device that this machine lacks."""
+    if item.get_closest_marker("relion") and shutil.which("relion_refine") is None:
+        pytest.skip("RELION is not installed")
+    if item.get_closest_marker("gpu") and not _has_gpu():
+        pytest.skip("there is no CUDA device with CuPy")
+
+
+@pytest.fixture(scope="session")
+def project() -> Path:
+    """Return the root of the checkout."""
+    return PROJECT

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Runs every kernel under AddressSanitizer; started by test_cuda_host.py with the sanitizer's library preloaded.
+
+``python asan_run.py kernels`` compares all results with the definition; ``python asan_run.py overrun`` launches a
+kernel that reads one element too many, which the sanitizer must report by ending the process.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (1, 2)]
+
+from cuda_host import fake_cupy, host, problem  # noqa: E402
+from sparsecv.kernels import cuda, reference  # noqa: E402
+
+OVERRUN = """
+KERNEL void copy(const float *from, float *to, int count) {
+    const int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i <= count) to[i] = from[i];
+}
+"""
+
+
+def _kernels() -> None:
+    for sizes in ({"largest": 7, "candidates": 4}, {"largest": 5, "shifts": 19, "images": 1, "candidates": 3}):
+        arguments = problem.make_problem(**sizes)
+        expected = problem.run_all(reference, arguments)
+        with fake_cupy.installed(sanitize=True) as cupy:
+            found = problem.run_all(cuda, {name: cupy.asarray(array) for name, array in arguments.items()})
+            for name, value in expected.items():
+                error = np.linalg.norm(found[name].get() - value) / np.linalg.norm(value)
+                if not error < 1e-5:
+                    raise SystemExit(f"{name} differs by {error:.1e}")
+        cuda._module.cache_clear()
+
+
+def _overrun() -> None:
+    kernel = host.HostModule(OVERRUN, sanitize=True).get_function("copy")
+    kernel((3,), (128,), (np.zeros(300, np.float32), np.zeros(300, np.float32), np.int32(300)))
+
+
+if __name__ == "__main__":
+    {"kernels": _kernels, "overrun": _overrun}[sys.argv[1]]()
+    print("finished")

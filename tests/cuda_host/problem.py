@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Random but seeded arguments for the kernels, with odd sizes so that no block is full."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+PADDING = 2
+
+
+def disc(largest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """kx, ky (J,) int32 sorted by shell and angle, and the shells' offsets (largest + 2,) int32, shell 0 empty."""
+    axis = np.arange(-largest, largest + 1)
+    ky, kx = (grid.ravel() for grid in np.meshgrid(axis, axis, indexing="ij"))
+    shell = np.rint(np.hypot(kx, ky)).astype(int)
+    keep = ((kx > 0) | ((kx == 0) & (ky > 0))) & (shell <= largest)
+    kx, ky, shell = kx[keep], ky[keep], shell[keep]
+    order = np.lexsort((np.arctan2(ky, kx), shell))
+    offsets = np.searchsorted(shell[order], np.arange(largest + 2)).astype(np.int32)
+    return kx[order].astype(np.int32), ky[order].astype(np.int32), offsets
+
+
+def complex_normal(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """White complex64 noise."""
+    return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(np.complex64)
+
+
+def hermitian_volume(rng: np.random.Generator, c: int) -> np.ndarray:
+    """Random half volume (2c+1, 2c+1, c+1) complex64 whose plane x = 0 obeys Friedel's law."""
+    volume = complex_normal(rng, 2 * c + 1, 2 * c + 1, c + 1)
+    volume[:, :, 0] = (volume[:, :, 0] + np.conj(volume[::-1, ::-1, 0])) / 2
+    return volume
+
+
+def random_rotations(rng: np.random.Generator, count: int) -> np.ndarray:
+    """(count, 3, 3) float32 proper rotations; the first ones are the identity and turns that exchange axes."""
+    q, _ = np.linalg.qr(rng.standard_normal((count, 3, 3)))
+    q *= np.linalg.det(q)[:, None, None]
+    special = [np.eye(3), [[0, 0, 1], [1, 0, 0], [0, 1, 0]], [[-1, 0, 0], [0, 1, 0], [0, 0, -1]]]
+    q[: min(3, count)] = special[:count]
+    return q.astype(np.float32)
+
+
+def make_problem(
+    seed: int = 1, *, largest: int = 11, images: int = 3, shifts: int = 5, candidates: int = 8
+) -> dict[str, Any]:
+    """Named arguments that the kernels share."""
+    rng = np.random.default_rng(seed)
+    kx, ky, offsets = disc(largest)
+    c = int(np.ceil(PADDING * np.hypot(kx, ky).max())) + 2
+    weights = rng.random((candidates, shifts), dtype=np.float32) * (rng.random((candidates, shifts)) < 0.7)
+    weights[candidates // 2] = 0  # one candidate without weight
+    return {
+        "volume": hermitian_volume(rng, c),
+        "rotations": random_rotations(rng, candidates),
+        "owner": np.sort(rng.integers(0, images, candidates)).astype(np.int32),
+        "images": complex_normal(rng, images, shifts, len(kx)),
+        "ctf2": rng.random((images, len(kx)), dtype=np.float32),
+        "weights": weights.astype(np.float32),
+        "kx": kx,
+        "ky": ky,
+        "offsets": offsets,
+        "data": complex_normal(rng, 2 * c + 1, 2 * c + 1, c + 1),
+        "weight": rng.random((2 * c + 1, 2 * c + 1, c + 1), dtype=np.float32),
+        "matrices": random_rotations(rng, 4),
+    }
+
+
+def run_all(ops: Any, p: dict[str, Any]) -> dict[str, Any]:
+    """Results of every operation of a back end, by name; arrays of p must already be where the back end wants them."""
+    disc_arguments = (p["kx"], p["ky"], PADDING)
+    results = {"extract_slices": ops.extract_slices(p["volume"], p["rotations"], *disc_arguments)}
+    scores = (p["volume"], p["rotations"], p["owner"], p["images"], p["ctf2"], *disc_arguments)
+    results["cross"], results["norm"] = ops.score_candidates(*scores)
+    for kernel in ("trilinear", "gaussian"):
+        data, weight = p["data"].copy(), p["weight"].copy()
+        deposits = (p["images"], p["ctf2"], p["weights"], p["rotations"], p["owner"], *disc_arguments)
+        ops.backproject(*deposits, data, weight, kernel)
+        results[f"{kernel} data"], results[f"{kernel} weight"] = data, weight
+    data, weight = p["data"].copy(), p["weight"].copy()
+    ops.complete_hermitian(data, weight)
+    results["complete data"], results["complete weight"] = data, weight
+    results["symmetrise data"], results["symmetrise weight"] = ops.symmetrise(data, weight, p["matrices"])
+    results["sum_disc_shells"] = ops.sum_disc_shells(p["ctf2"], p["offsets"])
+    results["sum_volume_shells"] = ops.sum_volume_shells(p["volume"], p["data"], PADDING, 10)
+    return results

@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every kernel on every back end: against the float64 definition, and the definition against closed forms.
+
+Back ends: reference (float64 NumPy), cpu (Numba), cuda-host (the CUDA sources through the host shim, launched by the
+same Python as on a GPU), cuda (CuPy, where there is a GPU).
+"""
+
+from __future__ import annotations
+
+import importlib
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_host import fake_cupy, host
+from cuda_host.problem import PADDING, complex_normal, disc, hermitian_volume, make_problem, random_rotations, run_all
+
+from sparsecv.kernels import cuda, reference
+
+
+class Backend:
+    """The operations of one back end, and the way to and from its memory."""
+
+    def __init__(self, ops: types.ModuleType) -> None:
+        self.ops = ops
+
+    def up(self, array: Any) -> Any:
+        """To the back end's memory; other things than arrays stay as they are."""
+        return self.ops.xp.asarray(array) if isinstance(array, np.ndarray) else array
+
+    def down(self, array: Any) -> np.ndarray:
+        """To NumPy, in double precision."""
+        host_array = self.ops.to_host(array)
+        return host_array.astype(np.complex128 if host_array.dtype.kind == "c" else np.float64)
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """One operation from NumPy to NumPy; arrays changed in place are changed in the caller's, too."""
+        lifted = [self.up(argument) for argument in arguments]
+        result = getattr(self.ops, name)(*lifted)
+        if result is None:
+            for given, used in zip(arguments, lifted, strict=True):
+                if isinstance(given, np.ndarray) and given is not used:
+                    given[...] = self.ops.to_host(used)
+            return None
+        return tuple(map(self.down, result)) if isinstance(result, tuple) else self.down(result)
+
+
+def _has_gpu() -> bool:
+    try:
+        import cupy
+
+        return bool(cupy.cuda.is_available())
+    except ImportError:
+        return False
+
+
+@pytest.fixture(params=["reference", "cpu", "cuda-host", "cuda"])
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    if request.param == "reference":
+        yield Backend(reference)
+    elif request.param == "cpu":
+        yield Backend(pytest.importorskip("sparsecv.kernels.cpu", exc_type=ImportError))
+    elif request.param == "cuda-host":
+        if host.compiler() is None:
+            pytest.skip("g++ is not installed")
+        cuda._module.cache_clear()
+        with fake_cupy.installed():
+            yield Backend(cuda)
+        cuda._module.cache_clear()
+    else:
+        if not _has_gpu():
+            pytest.skip("no GPU")
+        yield Backend(cuda)
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+# ------------------------------------------------------------------------------------ against the definition
+@pytest.mark.parametrize("sizes", [{}, {"shifts": 1, "candidates": 1}, {"shifts": 19, "images": 1, "largest": 6}])
+def test_results_are_the_definition(backend: Backend, sizes: dict[str, int]) -> None:
+    problem = make_problem(**sizes)
+    expected = run_all(reference, problem)
+    found = run_all(backend.ops, {name: backend.up(array) for name, array in problem.items()})
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        result = backend.down(found[name])
+        assert result.shape == value.shape, name
+        assert relative_error(result, value.astype(result.dtype)) < 1e-5, name
+
+
+def test_types_on_the_device(backend: Backend) -> None:
+    if backend.ops is reference:
+        pytest.skip("the definition stays in double precision")
+    problem = {name: backend.up(array) for name, array in make_problem(candidates=2).items()}
+    results = run_all(backend.ops, problem)
+    singles = {"extract_slices": np.complex64, "cross": np.float32, "norm": np.float32}
+    singles |= {"symmetrise data": np.complex64, "symmetrise weight": np.float32}
+    for name, dtype in (singles | {"sum_disc_shells": np.float64, "sum_volume_shells": np.float64}).items():
+        assert results[name].dtype == dtype, name
+
+
+def test_integer_and_real_frequencies_are_the_same(backend: Backend) -> None:
+    p = make_problem()
+    slices = [
+        backend.call("extract_slices", p["volume"], p["rotations"], p["kx"].astype(t), p["ky"].astype(t), PADDING)
+        for t in (np.int32, np.float32)
+    ]
+    np.testing.assert_array_equal(*slices)
+
+
+# --------------------------------------------------------------------------------------------- closed forms
+def test_slice_of_a_gaussian_is_a_gaussian(backend: Backend) -> None:
+    kx, ky, _ = disc(12)
+    c, width = 28, 10.0
+    z, y, x = np.meshgrid(np.arange(-c, c + 1), np.arange(-c, c + 1), np.arange(c + 1), indexing="ij")
+    volume = np.exp(-(x**2 + y**2 + z**2) / (2 * width**2)).astype(np.complex64)
+    slices = backend.call("extract_slices", volume, random_rotations(np.random.default_rng(2), 6), kx, ky, PADDING)
+    expected = np.exp(-(PADDING**2) * (kx**2 + ky**2) / (2 * width**2))
+    assert np.abs(slices - expected).max() < 3 / (8 * width**2) * 1.05  # h^2/8 max|f''| for each of three axes
+
+
+def test_slice_of_a_point_is_a_plane_wave_at_its_projection(backend: Backend) -> None:
+    kx, ky, _ = disc(12)
+    c, box, point = 28, 64, np.array([1.5, -0.7, 0.9])  # map coordinates (x, y, z) of the point, pixels
+    z, y, x = np.meshgrid(np.arange(-c, c + 1), np.arange(-c, c + 1), np.arange(c + 1), indexing="ij")
+    phase = x * point[0] + y * point[1] + z * point[2]
+    volume = np.exp(-2j * np.pi * phase / (PADDING * box)).astype(np.complex64)
+    rotations = random_rotations(np.random.default_rng(3), 6)
+    slices = backend.call("extract_slices", volume, rotations, kx, ky, PADDING)
+    projected = rotations @ point  # A takes map to image coordinates
+    expected = np.exp(-2j * np.pi * (projected[:, :1] * kx + projected[:, 1:2] * ky) / box)
+    step = 2 * np.pi * np.abs(point) / (PADDING * box)
+    assert np.abs(slices - expected).max() < np.sum(step**2) / 8 * 1.05
+
+
+def test_scores_are_the_squared_difference(backend: Backend) -> None:
+    """sum |X - C P|^2 / sigma2 = sum |X|^2 / sigma2 - 2 cross + norm."""
+    p, rng = make_problem(), np.random.default_rng(4)
+    observed, ctf = p["images"], rng.uniform(-1, 1, p["ctf2"].shape).astype(np.float32)
+    sigma2 = rng.uniform(1, 2, len(p["kx"])).astype(np.float32)
+    scaled, ctf2 = (observed * (ctf / sigma2)[:, None]).astype(np.complex64), ctf**2 / sigma2
+    arguments = (p["volume"], p["rotations"], p["owner"], scaled, ctf2, p["kx"], p["ky"], PADDING)
+    cross, norm = backend.call("score_candidates", *arguments)
+    slices = reference.extract_slices(p["volume"], p["rotations"], p["kx"], p["ky"], PADDING)
+    difference = observed[p["owner"]] - (ctf[p["owner"]] * slices)[:, None]
+    expected = np.sum(np.abs(difference) ** 2 / sigma2, axis=2)
+    found = np.sum(np.abs(observed[p["owner"]]) ** 2 / sigma2, axis=2) - 2 * cross + norm[:, None]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_trilinear_backprojection_is_the_adjoint_of_slicing(backend: Backend) -> None:
+    p, rng = make_problem(shifts=1), np.random.default_rng(5)
+    count = len(p["rotations"])
+    volume, values = complex_normal(rng, *p["data"].shape), complex_normal(rng, count, 1, len(p["kx"]))
+    data, weight = np.zeros_like(p["data"]), np.zeros_like(p["weight"])
+    one_each = (values, np.ones((count, len(p["kx"])), np.float32), np.ones((count, 1), np.float32))
+    disc_arguments = (p["rotations"], np.arange(count, dtype=np.int32), p["kx"], p["ky"], PADDING)
+    backend.call("backproject", *one_each, *disc_arguments, data, weight, "trilinear")
+    slices = backend.call("extract_slices", volume, p["rotations"], p["kx"], p["ky"], PADDING)
+    left, right = np.real(np.vdot(data, volume)), np.real(np.vdot(values[:, 0], slices))
+    assert abs(left - right) < 1e-5 * np.linalg.norm(values) * np.linalg.norm(slices)
+    assert weight.sum(dtype=np.float64) == pytest.approx(count * len(p["kx"]), rel=1e-5)  # coefficients add up to 1
+
+
+@pytest.mark.parametrize("pixel", [(3, 0), (0, 3), (2, -1)])
+def test_gaussian_kernel_of_one_pixel(backend: Backend, pixel: tuple[int, int]) -> None:
+    """Identity rotation: 27 voxels around v, and after completion also their Friedel mates; none lost at x < 0."""
+    c, value = 10, np.complex64(2 - 3j)
+    data, weight = np.zeros((21, 21, 11), np.complex64), np.zeros((21, 21, 11), np.float32)
+    kx, ky = (np.array([k], np.int32) for k in pixel)
+    image, ones = np.full((1, 1, 1), value), np.ones((1, 1), np.float32)
+    identity, owner = np.eye(3, dtype=np.float32)[None], np.zeros(1, np.int32)
+    backend.call("backproject", image, ones, ones, identity, owner, kx, ky, PADDING, data, weight, "gaussian")
+    backend.call("complete_hermitian", data, weight)
+    whole = np.zeros((21, 21, 21), np.complex128)  # the full volume, written directly
+    for dz, dy, dx in np.ndindex(3, 3, 3):
+        x, y, z = PADDING * pixel[0] + dx - 1, PADDING * pixel[1] + dy - 1, dz - 1
+        g = np.exp(-((dx - 1) ** 2 + (dy - 1) ** 2 + (dz - 1) ** 2) / 2)
+        whole[z + c, y + c, x + c] += g * value
+        whole[c - z, c - y, c - x] += g * np.conj(value)
+    np.testing.assert_allclose(data, whole[:, :, c:], atol=1e-6)
+    np.testing.assert_allclose(weight, np.abs(whole[:, :, c:]) / abs(value), atol=1e-6)
+
+
+def test_completed_accumulators_obey_friedel(backend: Backend) -> None:
+    p = make_problem()
+    data, weight = p["data"].copy(), p["weight"].copy()
+    backend.call("complete_hermitian", data, weight)
+    np.testing.assert_allclose(data[:, :, 0], np.conj(data[::-1, ::-1, 0]), atol=1e-6)
+    np.testing.assert_allclose(weight[:, :, 0], weight[::-1, ::-1, 0], atol=1e-6)
+    centre = p["data"].shape[0] // 2
+    assert data[centre, centre, 0] == pytest.approx(2 * p["data"][centre, centre, 0].real)
+    np.testing.assert_array_equal(data[:, :, 1:], p["data"][:, :, 1:])
+
+
+def test_symmetrising_by_exact_quarter_turns(backend: Backend) -> None:
+    """C4 about z maps voxels on voxels: the sum is that of the turned full volumes."""
+    c, rng = 9, np.random.default_rng(6)
+    half = hermitian_volume(rng, c)
+    full = np.concatenate([np.conj(half[::-1, ::-1, :0:-1]), half], axis=2)
+    turn = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]], np.float32)
+    group = np.stack([np.linalg.matrix_power(turn, n) for n in range(4)])
+    data, weight = backend.call("symmetrise", half, np.abs(half).astype(np.float32), group)
+    z, y, x = np.meshgrid(*[np.arange(-c, c + 1)] * 3, indexing="ij")
+    inside = (x**2 + y**2 + z**2 <= (c - 2) ** 2)[:, :, c:]
+    turned = [np.rot90(full, n, axes=(1, 2)) for n in range(4)]
+    expected = np.where(inside, sum(turned)[:, :, c:], 0)
+    np.testing.assert_allclose(data, expected, atol=1e-5)
+    magnitude = np.where(inside, sum(map(np.abs, turned))[:, :, c:], 0)
+    np.testing.assert_allclose(weight, magnitude, atol=1e-5)
+
+
+def test_sums_over_shells_of_a_disc(backend: Backend) -> None:
+    kx, ky, offsets = disc(9)
+    values = np.random.default_rng(7).random((3, len(kx)), dtype=np.float32)
+    shell = np.rint(np.hypot(kx, ky)).astype(int)
+    expected = np.stack([np.bincount(shell, row, len(offsets) - 1) for row in values.astype(np.float64)])
+    sums = backend.call("sum_disc_shells", values, offsets)
+    np.testing.assert_allclose(sums, expected, rtol=1e-12)
+    assert not sums[:, 0].any()  # shell 0 is empty
+
+
+def test_volume_shells_hold_the_power_of_the_map(backend: Backend) -> None:
+    """Parseval: all shells together hold N^3 times the map's sum of products; and a shell's FSC with itself is 1."""
+    c, rng = 8, np.random.default_rng(8)
+    n = 2 * c + 1  # odd, so that the centred half volume is the whole transform
+    maps = rng.standard_normal((2, n, n, n))
+    a, b = (np.fft.fftshift(np.fft.fftn(m))[:, :, c:].astype(np.complex64) for m in maps)
+    sums = backend.call("sum_volume_shells", a, b, PADDING, 9)
+    expected = n**3 * np.array([np.sum(maps[0] * maps[1]), np.sum(maps[0] ** 2), np.sum(maps[1] ** 2)])
+    np.testing.assert_allclose(sums.sum(axis=0), expected, rtol=1e-5, atol=1e-5 * expected[1])
+    own = backend.call("sum_volume_shells", a, a, PADDING, 5)
+    np.testing.assert_allclose(own, np.repeat(sums[:5, 1:2], 3, axis=1), rtol=1e-12)
+
+
+# ------------------------------------------------------------------------------------------------ the edges
+def test_disc_beyond_the_volume_is_refused(backend: Backend) -> None:
+    p = make_problem()
+    kx = p["kx"] + 1
+    with pytest.raises(ValueError, match="half width"):
+        backend.call("extract_slices", p["volume"], p["rotations"], kx, p["ky"], PADDING)
+    arguments = (p["rotations"], p["owner"], p["images"], p["ctf2"], kx, p["ky"], PADDING)
+    with pytest.raises(ValueError, match="half width"):
+        backend.call("score_candidates", p["volume"], *arguments)
+
+
+def test_unknown_kernel_is_refused(backend: Backend) -> None:
+    p = make_problem()
+    arguments = (p["images"], p["ctf2"], p["weights"], p["rotations"], p["owner"], p["kx"], p["ky"], PADDING)
+    with pytest.raises(ValueError, match="kernel"):
+        backend.call("backproject", *arguments, p["data"], p["weight"], "nearest")
+
+
+@pytest.mark.parametrize("kernel", ["trilinear", "gaussian"])
+def test_candidate_without_weight_adds_nothing(backend: Backend, kernel: str) -> None:
+    """Not even where its image is not a number."""
+    p = make_problem()
+    images = np.full_like(p["images"], np.nan)
+    data, weight = p["data"].copy(), p["weight"].copy()
+    arguments = (p["ctf2"], np.zeros_like(p["weights"]), p["rotations"], p["owner"], p["kx"], p["ky"], PADDING)
+    backend.call("backproject", images, *arguments, data, weight, kernel)
+    np.testing.assert_array_equal(data, p["data"])
+    np.testing.assert_array_equal(weight, p["weight"])
+
+
+def test_no_candidates(backend: Backend) -> None:
+    p = make_problem()
+    none = {name: p[name][:0] for name in ("rotations", "owner", "weights")}
+    assert backend.call("extract_slices", p["volume"], none["rotations"], p["kx"], p["ky"], PADDING).shape[0] == 0
+    arguments = (none["rotations"], none["owner"], p["images"], p["ctf2"], p["kx"], p["ky"], PADDING)
+    cross, norm = backend.call("score_candidates", p["volume"], *arguments)
+    assert cross.shape == (0, p["images"].shape[1])
+    assert norm.shape == (0,)
+
+
+def test_cuda_module_imports_without_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(importlib.import_module("sys").modules, "cupy", None)
+    module = importlib.reload(cuda)
+    with pytest.raises(RuntimeError, match="CuPy"):
+        _ = module.xp
