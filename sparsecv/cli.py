@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The program ``sparsecv``: finds the command, reads its settings, and turns what went wrong into one line and a status.
+"""The program ``sparsecv``: finds the command, reads its settings, turns what went wrong into one line and a status.
 
 Exit status: 0 finished; 1 failed; 2 the input is wrong; 3 the device cannot be used; 74 a disk or a file failed; 130
 and 143 stopped by SIGINT and SIGTERM.

@@ -20,9 +20,8 @@ from sparsecv.engine.settings import check_range, option
 PACKAGES = ("numpy", "scipy", "numba", "gemmi", "mrcfile", "healpix", "finufft", "matplotlib", "threadpoolctl")
 GPU_PACKAGES = ("cupy-cuda12x", "cupy-cuda13x", "cupy")
 
-# A protein of 32 kDa that a sound installation refines to 13.1 to 13.6 A with any of ten seeds; the starting map has 40.
-PARTICLES, BOX, PIXEL_SIZE, SNR = 200, 32, 6.0, 0.5
-EXPECTED = 16.0  # A at FSC = 0.5 against the truth
+PARTICLES, BOX, PIXEL_SIZE, SNR = 200, 32, 5.0, 0.5
+EXPECTED = 12.0  # A at FSC = 0.5 against the truth: seeds 1 to 4 give 10.0 to 10.2 A, from a start at 40 A
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ def describe_machine(threads: int) -> Iterator[str]:
     from sparsecv.engine.threads import available_cores
 
     model = _first_value("/proc/cpuinfo", "model name") or platform.machine()
-    yield f"processor: {model}; {available_cores()} cores available of {os.cpu_count()}, {threads} threads in use"
+    yield f"processor: {model}; {available_cores()} of {os.cpu_count()} cores available, threads in use: {threads}"
     total, free = (_gigabytes(name) for name in ("MemTotal", "MemAvailable"))
     yield f"memory: {total} GB, {free} GB free"
     yield from _describe_blas()

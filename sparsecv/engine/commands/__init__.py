@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One module per command, each with ``SETTINGS``, a dataclass, and ``run``; what is slow to import is imported in ``run``.
+"""One module per command, each with ``SETTINGS``, a dataclass, and ``run``, which imports what is slow to import.
 
 ``run(settings, save)`` does the work and returns the exit status; ``save(path)`` writes the settings it ran with.
 """

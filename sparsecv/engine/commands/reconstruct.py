@@ -14,6 +14,8 @@ def run(settings: ReconstructSettings, save: Save) -> int:
     from sparsecv.engine.refine.reconstruct import reconstruct
 
     check_device(settings.device)
-    reconstruct(settings)
+    settings.output.parent.mkdir(parents=True, exist_ok=True)
+    written = reconstruct(settings)
     save(settings.output.with_suffix(".toml"))
+    print(f"written: {', '.join(str(path) for path in written)}")
     return 0

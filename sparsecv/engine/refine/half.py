@@ -166,7 +166,7 @@ def expectation_maximisation(
     size = particles.batch_size(plan, 0 if bank is None else len(bank.cells))
     sums = []
     for quarter in (0, 1):
-        accumulator = Accumulator.empty(ops, accumulated, particles.kernel)
+        accumulator = Accumulator.empty(ops, particles.geometry.box, accumulated, particles.kernel)
         for rows in _batches(np.flatnonzero(quarters == quarter), size):
             index = members[rows]
             scale = half.scale[table.group_index[index]]

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,8 @@ class Refinement:
         Resolution in A below which the halves are averaged; 0 never.
     scale_is_known
         Whether the reference has the grey scale of the images.
+    frame_is_free
+        Whether a global search may move the map's origin.
     on_batch
         Called as on_batch(done, total) during an iteration.
     """
@@ -85,6 +87,7 @@ class Refinement:
     seed: int
     join_below: float
     scale_is_known: bool
+    frame_is_free: bool
     on_batch: Callable[[int, int], None] = lambda done, total: None
 
     @property
@@ -100,8 +103,10 @@ class Refinement:
         geometry, state = self.particles.geometry, self.state
         accumulated = geometry.nyquist_shell if is_last else geometry.accumulated_shell(state.band)
         results = [self._expectation_maximisation(number, accumulated) for number in (0, 1)]
+        if self.frame_is_free and not state.is_local:
+            self._centre_frame(results)
         totals = [result.quarters[0] + result.quarters[1] for result in results]
-        maps = tuple(self.ops.to_host(total.solve(self.ops, geometry.box)) for total in totals)
+        maps = tuple(self.ops.to_host(total.solve(self.ops)) for total in totals)
         curve = fsc(maps[0] * self.sphere, maps[1] * self.sphere)
         curve[accumulated + 1 :] = 0
         joined, regularised = None, ()
@@ -146,6 +151,26 @@ class Refinement:
             draws, accumulated, advance,
         )  # fmt: skip
 
+    def _centre_frame(self, results: list[HalfResult]) -> None:
+        """Move the map's origin to where the particles' shifts are smallest.
+
+        Map moved by -t and origins by -(A t)_xy together leave every image's likelihood as it is, so that the prior on
+        shifts alone decides: t = argmin sum_i |o_i - (A_i t)_xy|^2. Expectation maximisation would get there as well,
+        in hundreds of iterations; until then the map stays where a poor start (a reference without the detergent belt
+        that the images show) has put it. Both halves move alike. A point group allows t along its axis only.
+        """
+        particles = self.state.particles
+        rows = np.concatenate([result.members for result in results])
+        rows = rows[~particles.is_rejected[rows]]
+        views, shifts = particles.rotations[rows][:, :2], particles.shifts_px[rows]
+        normal = np.einsum("nki,nkj->ij", views, views)
+        t = np.linalg.lstsq(normal, np.einsum("nki,nk->i", views, shifts), rcond=None)[0]
+        t = self.particles.matrices.mean(axis=0) @ t
+        particles.shifts_px[rows] -= views @ t
+        for result in results:
+            first, second = (quarter.moved(self.ops, -t) for quarter in result.quarters)
+            result.quarters = (first, second)
+
     def _regularise(self, results: list[HalfResult], curve: np.ndarray) -> tuple[Regularised, ...]:
         geometry, out = self.particles.geometry, []
         quarters = [list(result.quarters) for result in results]
@@ -172,15 +197,15 @@ class Refinement:
             low = radial(self.ops, np.arange(first.last_shell + 1) <= last, first.weight.shape) > 0
             data, weight = (first.data + second.data) / 2, (first.weight + second.weight) / 2
             for number, own in enumerate((first, second)):
-                quarters[number][quarter] = Accumulator(
-                    xp.where(low, data, own.data), xp.where(low, weight, own.weight), own.last_shell, own.kernel
+                quarters[number][quarter] = replace(
+                    own, data=xp.where(low, data, own.data), weight=xp.where(low, weight, own.weight)
                 )
 
     def _join(self, total: Accumulator, curve: np.ndarray) -> np.ndarray:
         """Wiener-filtered map of all particles: the FSC of the whole is 2 FSC / (1 + FSC)."""
         clipped = np.clip(curve[: total.last_shell + 1], 0.001, 0.999)
         prior = total.mean_weight(self.ops) * (1 - clipped) / (2 * clipped)
-        density = total.solve(self.ops, self.particles.geometry.box, prior)
+        density = total.solve(self.ops, prior)
         return np.asarray(self.ops.to_host(density * self.support))
 
     def _update(self, results: list[HalfResult], curve: np.ndarray, accumulated: int, is_last: bool) -> None:

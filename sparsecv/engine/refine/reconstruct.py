@@ -48,7 +48,7 @@ def reconstruct(settings: ReconstructSettings) -> list[Path]:
     written = []
     for name, total in sums.items():
         path = settings.output.with_name(settings.output.stem + name + settings.output.suffix)
-        density = kernels.to_host(total.completed(kernels, matrices).solve(kernels, geometry.box))
+        density = kernels.to_host(total.completed(kernels, matrices).solve(kernels))
         write_map(path, density, table.pixel_size, label="sparsecv reconstruct")
         written.append(path)
     return written
@@ -59,7 +59,7 @@ def _backproject(kernels: Any, particles: Particles, rows: np.ndarray, last: int
     xp, table = kernels.xp, particles.table
     disc = particles.disc.crop(last)
     kx, ky = xp.asarray(disc.kx), xp.asarray(disc.ky)
-    accumulator = Accumulator.empty(kernels, last, particles.kernel)
+    accumulator = Accumulator.empty(kernels, table.box, last, particles.kernel)
     shifts_px = table.shifts / table.pixel_size
     size = particles.batch_size(None, 0)
     for start in range(0, len(rows), size):

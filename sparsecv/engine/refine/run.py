@@ -134,6 +134,7 @@ def _prepare(settings: RefineSettings, kernels: Any, warn: Any, progress: Progre
         seed=settings.seed,
         join_below=settings.join_below,
         scale_is_known=False,
+        frame_is_free=settings.mask is None and not settings.local,
     )
 
 

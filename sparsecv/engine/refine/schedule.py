@@ -107,7 +107,7 @@ def search_plan(
         while 12 * 4**order * 6 * 2**order / len(matrices) < FEWEST_ORIENTATIONS:
             order += 1
         steps = [angular_step(order), angular_step(order + 1)]
-        while steps[-1] > 1.2 * finest:
+        while steps[-1] > 1.5 * finest:
             steps.append(steps[-1] / 2)
         grid = GlobalGrid(order, draws.turn, matrices)
     levels = _levels(geometry, steps, band, is_local)

@@ -8,7 +8,7 @@ Only voxels up to the resolution in use are kept, as a half volume (2c+1, 2c+1, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -107,6 +107,8 @@ class Accumulator:
         sum of posterior x CTF x image / sigma^2, complex64 half volume.
     weight
         sum of posterior x CTF^2 / sigma^2, float32 half volume.
+    box
+        Of the images, pixels.
     last_shell
         Highest shell that was deposited.
     kernel
@@ -115,18 +117,19 @@ class Accumulator:
 
     data: Any
     weight: Any
+    box: int
     last_shell: int
     kernel: str = "trilinear"
 
     @classmethod
-    def empty(cls, ops: Any, last_shell: int, kernel: str = "trilinear") -> Accumulator:
+    def empty(cls, ops: Any, box: int, last_shell: int, kernel: str = "trilinear") -> Accumulator:
         """An accumulator with nothing in it."""
-        c = half_width(last_shell)
+        xp, c = ops.xp, half_width(last_shell)
         shape = (2 * c + 1, 2 * c + 1, c + 1)
-        return cls(ops.xp.zeros(shape, dtype=ops.xp.complex64), ops.xp.zeros(shape, dtype=ops.xp.float32), last_shell, kernel)
+        return cls(xp.zeros(shape, dtype=xp.complex64), xp.zeros(shape, dtype=xp.float32), box, last_shell, kernel)
 
     def __add__(self, other: Accumulator) -> Accumulator:
-        return Accumulator(self.data + other.data, self.weight + other.weight, self.last_shell, self.kernel)
+        return replace(self, data=self.data + other.data, weight=self.weight + other.weight)
 
     def completed(self, ops: Any, matrices: np.ndarray) -> Accumulator:
         """Both Friedel mates on the plane x = 0, and the sum over the point group."""
@@ -134,13 +137,22 @@ class Accumulator:
         if len(matrices) == 1:
             return self
         data, weight = ops.symmetrise(self.data, self.weight, ops.xp.asarray(matrices.astype(np.float32)))
-        return Accumulator(data, weight, self.last_shell, self.kernel)
+        return replace(self, data=data, weight=weight)
+
+    def moved(self, ops: Any, shift_px: np.ndarray) -> Accumulator:
+        """The sums of a map whose density is moved by (x, y, z) pixels: its transform times exp(-2 pi i k.shift/box)."""
+        xp, c = ops.xp, self.data.shape[2] - 1
+        step = -2j * np.pi / (PADDING * self.box)
+        k = np.arange(-c, c + 1)
+        x, y, z = (xp.asarray(np.exp(step * k * shift).astype(np.complex64)) for shift in shift_px)
+        phase = z[:, None, None] * y[None, :, None] * x[None, None, c:]
+        return replace(self, data=self.data * phase)
 
     def mean_weight(self, ops: Any) -> np.ndarray:
         """Mean weight per shell, float64 (last_shell + 1,)."""
         return shell_means(ops, self.weight, self.last_shell + 1)
 
-    def solve(self, ops: Any, box: int, prior: np.ndarray | None = None) -> Any:
+    def solve(self, ops: Any, prior: np.ndarray | None = None) -> Any:
         """Map V = B / (N + prior) [Scheres2012], with N floored at a thousandth of its shell's mean.
 
         Parameters
@@ -156,4 +168,4 @@ class Accumulator:
         if prior is not None:
             denominator = denominator + radial(ops, prior, self.weight.shape)
         volume = xp.where(denominator > 0, self.data / xp.maximum(denominator, xp.float32(1e-30)), 0) * inside
-        return volume_to_map(ops, volume.astype(xp.complex64), box, self.kernel)
+        return volume_to_map(ops, volume.astype(xp.complex64), self.box, self.kernel)

@@ -37,5 +37,5 @@ class Wiener:
         """Wiener-filtered map of the half, inside the support."""
         total = evidence.quarters[0] + evidence.quarters[1]
         prior = prior_precision(ops, total, evidence.fsc, self.tau_factor)
-        density = total.solve(ops, evidence.box, prior)
+        density = total.solve(ops, prior)
         return Regularised(density * evidence.support, shown={"prior_precision": prior})

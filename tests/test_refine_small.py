@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Refinements of a small simulated protein through the program: accuracy, files, repeatability and wrong input.
+
+The images come from exact projections of atoms, not from the interpolation that the refinement uses. Most tests stop
+after few iterations, as they compare runs with each other and not with the truth.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+
+from sparsecv import cli
+from sparsecv.engine.io.mrc import read_map, write_map
+from sparsecv.engine.io.particles import ParticleTable
+from sparsecv.engine.io.star import StarFile
+from sparsecv.engine.physics.geometry import angular_distance, matrix_to_euler, rotvec_to_matrix
+from sparsecv.engine.physics.masks import sphere
+from sparsecv.engine.simulate import SimulatedFiles, SimulateSettings, simulate
+from sparsecv.engine.validate.fsc import HALF, fsc, resolution
+
+PARTICLES, BOX, PIXEL_SIZE = 200, 32, 5.0
+# Measured with seed 1: 4.1 degrees, 1.14 A, FSC with the truth above 0.5 to Nyquist (10 A); the bounds are 1.3 times that.
+POSE_BOUND, SHIFT_BOUND, TRUTH_BOUND = 5.3, 1.5, 11.0
+SHORT = ("--iterations", 3)
+RESULTS = ("run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc", "run_class001.mrc", "run_data.star",
+           "run_model.star", "postprocess.mrc", "postprocess_fsc.xml", "rejected.star")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def threads_as_before() -> Iterator[None]:
+    """Refinements set the threads of the whole process."""
+    import numba
+    import threadpoolctl
+
+    before = numba.get_num_threads()
+    with threadpoolctl.threadpool_limits():
+        yield
+    numba.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> SimulatedFiles:
+    """Simulated particles with known poses, and a starting map of 40 A."""
+    folder = tmp_path_factory.mktemp("small") / "data"
+    return simulate(SimulateSettings(output=folder, particles=PARTICLES, box=BOX, pixel_size=PIXEL_SIZE, snr=0.5))
+
+
+def refine(data: SimulatedFiles, output: Path, *words: object, particles: Path | None = None) -> int:
+    given = ("refine", "--particles", particles or data.particles, "--reference", data.reference, "--output", output)
+    return cli.main([str(word) for word in (*given, "--threads", 1, *words)])
+
+
+@pytest.fixture(scope="module")
+def finished(data: SimulatedFiles) -> Path:
+    """Folder of a refinement that went on until it converged."""
+    folder = data.stack.parent.parent / "finished"
+    assert refine(data, folder) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def short(data: SimulatedFiles) -> Path:
+    """Folder of a refinement of three iterations."""
+    folder = data.stack.parent.parent / "short"
+    assert refine(data, folder, *SHORT) == 0
+    return folder
+
+
+def pose_errors(found: Path, truth: Path) -> tuple[float, float]:
+    """Median errors of orientations, degrees, and of shifts, A."""
+    first, second = ParticleTable.read(found), ParticleTable.read(truth)
+    turned = angular_distance(first.rotations, second.rotations)
+    return float(np.median(turned)), float(np.median(np.linalg.norm(first.shifts - second.shifts, axis=1)))
+
+
+def assert_same_results(first: Path, second: Path) -> None:
+    for name in RESULTS:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+# --------------------------------------------------------------------------------------------- a whole refinement
+def test_poses_and_map_are_near_the_truth(data: SimulatedFiles, finished: Path) -> None:
+    turned, moved = pose_errors(finished / "run_data.star", data.truth)
+    assert turned < POSE_BOUND
+    assert moved < SHIFT_BOUND
+    found = read_map(finished / "run_class001.mrc")
+    curve = fsc(found.data, read_map(data.truth_map).data, read_map(data.mask).data)
+    assert resolution(curve, HALF, BOX, PIXEL_SIZE).angstrom < TRUTH_BOUND
+
+
+def test_files_are_there_and_valid(finished: Path) -> None:
+    maps = (*RESULTS[:3], "postprocess.mrc", "postprocess_masked.mrc", "postprocess_mask.mrc")
+    assert all(mrcfile.validate(str(finished / name)) for name in maps)
+    for name in maps:
+        found = read_map(finished / name)
+        assert found.data.shape == (BOX,) * 3 and found.pixel_size == PIXEL_SIZE
+    status = json.loads((finished / "status.json").read_text())
+    assert status["state"] == "finished"
+    assert status["iteration"] == len(status["history"])
+    for number in range(1, status["iteration"] + 1):
+        for what in ("fsc", "slices", "angles"):
+            assert (finished / f"run_it{number:03d}_{what}.png").read_bytes().startswith(b"\x89PNG")
+    assert len(StarFile.read(finished / "rejected.star").table("rejected")) == 0
+    assert not list(finished.glob(".*.part"))
+
+
+def test_particles_keep_their_columns_and_gain_halves(data: SimulatedFiles, finished: Path) -> None:
+    before = StarFile.read(data.particles).table("particles")
+    after = StarFile.read(finished / "run_data.star").table("particles")
+    assert len(after) == PARTICLES
+    for column in ("rlnMicrographName", "rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle"):
+        assert after.strings(column) == before.strings(column)
+    assert np.bincount(after.integers("rlnRandomSubset")).tolist() == [0, PARTICLES // 2, PARTICLES // 2]
+
+
+@pytest.mark.relion
+@pytest.mark.parametrize(
+    ("name", "table", "column"),
+    [
+        ("run_data.star", "data_particles", "rlnAngleRot"),
+        ("run_model.star", "data_model_class_1", "rlnGoldStandardFsc"),
+        ("postprocess.star", "data_fsc", "rlnFourierShellCorrelationCorrected"),
+    ],
+)
+def test_relion_reads_the_tables(finished: Path, name: str, table: str, column: str) -> None:
+    command = ["relion_star_printtable", str(finished / name), table, column]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL).stdout
+    ours = StarFile.read(finished / name).table(table.removeprefix("data_")).floats(column)
+    np.testing.assert_allclose([float(line) for line in printed.split()], ours, atol=1e-5)
+
+
+@pytest.mark.relion
+def test_relion_reconstructs_our_map_from_our_poses(finished: Path, tmp_path: Path) -> None:
+    star = finished / "run_data.star"
+    command = ["relion_reconstruct", "--i", str(star), "--o", str(tmp_path / "theirs.mrc"), "--ctf", "--sym", "C1"]
+    # image names in the file are relative to where the particles were, so RELION is started there
+    subprocess.run(command, check=True, capture_output=True, cwd=finished.parent / "data", stdin=subprocess.DEVNULL)
+    out = tmp_path / "ours.mrc"
+    assert cli.main(["reconstruct", "--particles", str(star), "--output", str(out), "--threads", "1",
+                     "--data-dir", str(finished.parent / "data")]) == 0
+    mask = read_map(finished.parent / "data" / "mask_protein.mrc").data  # RELION treats the corners of the box otherwise
+    curve = fsc(read_map(out).data, read_map(tmp_path / "theirs.mrc").data, mask)
+    assert curve[:11].min() > 0.99
+
+
+# ------------------------------------------------------------------------------------------------- repeatability
+def test_settings_repeat_a_run_to_the_last_bit(short: Path, tmp_path: Path) -> None:
+    assert cli.main(["refine", "--config", str(short / "run.toml"), "--output", str(tmp_path)]) == 0
+    assert_same_results(short, tmp_path)
+
+
+def test_a_run_that_was_limited_goes_on_as_if_it_had_not_been(data: SimulatedFiles, short: Path,
+                                                              tmp_path: Path) -> None:
+    assert refine(data, tmp_path, "--iterations", 2) == 0
+    # without particles, the settings are those in the output folder
+    assert cli.main(["refine", "--output", str(tmp_path), "--continue", *map(str, SHORT)]) == 0
+    assert_same_results(short, tmp_path)
+
+
+def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(data: SimulatedFiles, short: Path,
+                                                             tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ["--particles", data.particles, "--reference", data.reference, "--output", out, "--threads", 1, *SHORT]
+    command = [sys.executable, "-m", "sparsecv.cli", "refine", *map(str, words)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    give_up = time.monotonic() + 120
+    while not (out / "run_it001_checkpoint.npz").exists() and time.monotonic() < give_up and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == cli.TERMINATED, said
+    assert not (out / "run_class001.mrc").exists() and not list(out.glob(".*.part"))
+    assert refine(data, out, *SHORT, "--continue") == 0
+    assert_same_results(short, out)
+
+
+def test_threads_change_nothing_but_rounding(data: SimulatedFiles, short: Path, tmp_path: Path) -> None:
+    assert refine(data, tmp_path, *SHORT, "--threads", 2) == 0
+    for name in RESULTS[:2]:
+        one, two = read_map(short / name).data, read_map(tmp_path / name).data
+        assert np.linalg.norm(one - two) < 1e-3 * np.linalg.norm(one)
+    turned, _ = pose_errors(tmp_path / "run_data.star", short / "run_data.star")
+    assert turned < 0.01
+
+
+# --------------------------------------------------------------------------------------------------- other modes
+def test_local_refinement_improves_given_poses(data: SimulatedFiles, tmp_path: Path) -> None:
+    truth = ParticleTable.read(data.truth)
+    turns = rotvec_to_matrix(np.deg2rad(np.random.default_rng(3).normal(0, 6, (PARTICLES, 3))))
+    start = tmp_path / "start.star"
+    star = StarFile.read(data.truth)
+    table = star.table("particles")
+    for column, values in zip(("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"),
+                              matrix_to_euler(turns @ truth.rotations).T, strict=True):
+        table.set(column, values)
+    star.write(start)
+    shutil.copy(data.stack, tmp_path)
+    before, _ = pose_errors(start, data.truth)
+    assert refine(data, tmp_path / "out", "--local", "--local-sigma", 6, "--iterations", 4, particles=start) == 0
+    after, _ = pose_errors(tmp_path / "out" / "run_data.star", data.truth)
+    assert before > 8
+    assert after < POSE_BOUND
+
+
+def test_a_damaged_image_is_set_aside(data: SimulatedFiles, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for path in (data.stack, data.particles):
+        shutil.copy(path, tmp_path)
+    broken = 17
+    with open(tmp_path / data.stack.name, "r+b") as stack:
+        stack.seek(1024 + 4 * BOX * BOX * broken)
+        stack.write(np.full(BOX * BOX, np.nan, dtype="<f4").tobytes())
+    assert refine(data, tmp_path / "out", "--iterations", 1, particles=tmp_path / data.particles.name) == 0
+    rejected = StarFile.read(tmp_path / "out" / "rejected.star").table("rejected")
+    assert rejected.strings("rlnImageName") == [f"{broken + 1:06d}@particles.mrcs"]
+    assert rejected.integers("sparsecvRow").tolist() == [broken + 1]
+    assert "finite" in rejected.strings("sparsecvReason")[0]
+    kept = StarFile.read(tmp_path / "out" / "run_data.star").table("particles").strings("rlnImageName")
+    assert len(kept) == PARTICLES - 1 and f"{broken + 1:06d}" not in {name.split("@")[0] for name in kept}
+    assert "1 set aside" in capfd.readouterr().out
+
+
+# --------------------------------------------------------------------------------------------------- wrong input
+def refusal(capsys: pytest.CaptureFixture[str], data: SimulatedFiles, output: Path, *words: object,
+            particles: Path | None = None) -> str:
+    """The one line with which a refinement refuses its input; nothing has been iterated."""
+    assert refine(data, output, *words, particles=particles) == cli.WRONG_INPUT
+    said = capsys.readouterr()
+    assert said.err.startswith("sparsecv: error: ") and said.err.count("\n") == 1, said.err
+    assert "iteration" not in said.out and not list(output.glob("run_it*"))
+    return said.err.removeprefix("sparsecv: error: ").rstrip()
+
+
+def test_wrong_inputs_are_named_before_the_first_iteration(data: SimulatedFiles, tmp_path: Path,
+                                                           capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    wild, small = tmp_path / "wild.mrc", tmp_path / "small.mrc"
+    write_map(wild, 3 * sphere(BOX, 12, 4), PIXEL_SIZE)
+    write_map(small, sphere(BOX - 2, 12, 4), PIXEL_SIZE)
+    assert refusal(capsys, data, out, particles=tmp_path / "absent.star") == (
+        f"{tmp_path / 'absent.star'}: cannot be opened: No such file or directory"
+    )
+    assert refusal(capsys, data, out, "--reference", tmp_path / "absent.mrc") == (
+        f"{tmp_path / 'absent.mrc'}: cannot be opened: No such file or directory"
+    )
+    assert refusal(capsys, data, out, "--mask", wild) == (
+        f"{wild}: mask values outside [0, 1] (value (0.0, 3.0)); rule: 0 = solvent, 1 = particle; remedy: make a mask "
+        "of the map; a density map is not a mask"
+    )
+    assert refusal(capsys, data, out, "--mask", small) == (
+        f"{small}: mask and map differ in box size (value (30, 30, 30)); rule: shape (32, 32, 32); remedy: resample "
+        "the mask to the map's box"
+    )
+    assert refusal(capsys, data, out, "--particle-diameter", 200) == (
+        "particle_diameter: the particle is larger than its image (value 200.0); rule: at most the box, 160 A"
+    )
+    assert "one of Cn and Dn" in refusal(capsys, data, out, "--symmetry", "Q3")
+    assert "orientations" in refusal(capsys, data, out, "--local")
+
+
+def test_a_reference_of_another_box_is_resampled_with_a_note(data: SimulatedFiles, tmp_path: Path,
+                                                             capsys: pytest.CaptureFixture[str]) -> None:
+    big = tmp_path / "big.mrc"
+    write_map(big, sphere(40, 12, 4), 4.0)
+    assert refine(data, tmp_path, "--reference", big, "--mask", tmp_path / "absent.mrc") == cli.WRONG_INPUT
+    assert f"warning: {big}: 40 px of 4 A resampled to 32 px of 5 A\n" in capsys.readouterr().out
+
+
+def test_a_run_goes_on_only_as_it_began(data: SimulatedFiles, short: Path, tmp_path: Path,
+                                        capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(short, tmp_path, dirs_exist_ok=True)
+    capsys.readouterr()
+    assert refine(data, tmp_path, *SHORT, "--continue", "--seed", 2) == cli.WRONG_INPUT
+    said = capsys.readouterr().err
+    assert said.startswith(f"sparsecv: error: {tmp_path}: the run that is to go on had seed = 1 (value 2)")
