@@ -28,8 +28,9 @@ demo: environment
 	$(SPARSECV) simulate --output $(DEMO)/data --seed 1
 	$(SPARSECV) refine --particles $(DEMO)/data/particles.star --reference $(DEMO)/data/reference.mrc \
 	    --output $(DEMO)/run --threads $(THREADS) --seed 1
-	$(SPARSECV) fsc $(DEMO)/run/run_class001.mrc $(DEMO)/data/truth.mrc --mask $(DEMO)/data/mask_protein.mrc
-	@echo "Pictures:"; ls $(DEMO)/run/*.png | sed 's/^/  /'
+	$(SPARSECV) fsc $(DEMO)/run/run_class001.mrc $(DEMO)/data/truth.mrc --mask $(DEMO)/data/mask_protein.mrc \
+	    --output $(DEMO)/truth
+	@echo "Pictures:"; ls $(DEMO)/*/*.png | sed 's/^/  /'
 
 test: environment-dev
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGUMENTS)

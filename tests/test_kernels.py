@@ -8,6 +8,7 @@ same Python as on a GPU), cuda (CuPy, where there is a GPU).
 from __future__ import annotations
 
 import importlib
+import inspect
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_host import fake_cupy, host
-from cuda_host.problem import PADDING, complex_normal, disc, hermitian_volume, make_problem, random_rotations, run_all
+from cuda_host.problem import BOX, PADDING, complex_normal, disc, hermitian_volume, make_problem, random_rotations, run_all
 
 from sparsecv.kernels import cuda, reference
 
@@ -97,10 +98,26 @@ def test_types_on_the_device(backend: Backend) -> None:
         pytest.skip("the definition stays in double precision")
     problem = {name: backend.up(array) for name, array in make_problem(candidates=2).items()}
     results = run_all(backend.ops, problem)
-    singles = {"extract_slices": np.complex64, "cross": np.float32, "norm": np.float32}
+    singles = {"extract_slices": np.complex64, "cross": np.float32, "norm": np.float32, "shift_images": np.complex64}
     singles |= {"symmetrise data": np.complex64, "symmetrise weight": np.float32}
     for name, dtype in (singles | {"sum_disc_shells": np.float64, "sum_volume_shells": np.float64}).items():
         assert results[name].dtype == dtype, name
+
+
+def _operations(module: types.ModuleType) -> dict[str, list[tuple[Any, ...]]]:
+    """Name, kind and default of every parameter of a module's public functions."""
+    own = {n: f for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__}
+    signatures = {n: inspect.signature(f).parameters.values() for n, f in own.items() if not n.startswith("_")}
+    return {n: [(p.name, p.kind, p.default) for p in parameters] for n, parameters in signatures.items()}
+
+
+def test_back_ends_offer_the_same_operations() -> None:
+    expected = _operations(reference)
+    helpers = {"source", "options"}  # of the compilation
+    assert len(expected) >= 12
+    for module in (pytest.importorskip("sparsecv.kernels.cpu", exc_type=ImportError), cuda):
+        found = {name: parameters for name, parameters in _operations(module).items() if name not in helpers}
+        assert found == expected, module.__name__
 
 
 def test_integer_and_real_frequencies_are_the_same(backend: Backend) -> None:
@@ -150,6 +167,64 @@ def test_scores_are_the_squared_difference(backend: Backend) -> None:
     expected = np.sum(np.abs(difference) ** 2 / sigma2, axis=2)
     found = np.sum(np.abs(observed[p["owner"]]) ** 2 / sigma2, axis=2) - 2 * cross + norm[:, None]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def _disc_of(transforms: np.ndarray, kx: np.ndarray, ky: np.ndarray) -> np.ndarray:
+    """Pixels of the disc from transforms (n, box, box // 2 + 1)."""
+    return transforms[:, ky % transforms.shape[1], kx]
+
+
+def test_shift_by_whole_pixels_turns_the_image_round_the_box(backend: Backend) -> None:
+    kx, ky, _ = disc(BOX // 2 - 1)
+    images = np.random.default_rng(9).standard_normal((3, BOX, BOX)).astype(np.float32)
+    shifts = np.array([[[0, 0], [3, -2]], [[-20, 1], [0, 39]], [[40, 0], [-7, -40]]], np.float32)
+    turned = [[np.roll(image, (int(y), int(x)), axis=(0, 1)) for x, y in pair]
+              for image, pair in zip(images, shifts, strict=True)]
+    transforms = _disc_of(np.fft.rfft2(images), kx, ky).astype(np.complex64)
+    moved = backend.call("shift_images", transforms, shifts, kx, ky, BOX)
+    expected = np.stack([_disc_of(np.fft.rfft2(pair), kx, ky) for pair in turned])
+    assert moved.shape == (3, 2, len(kx))
+    assert relative_error(moved, expected) < 2e-6
+
+
+def test_shift_by_fractions_moves_a_gaussian(backend: Backend) -> None:
+    """exp(-|r - d|^2 / 2 w^2), of which nothing reaches the box's edge or Nyquist."""
+    kx, ky, _ = disc(BOX // 2 - 1)
+    width, centre = 2.5, BOX // 2
+    shifts = np.array([[[0.5, 0.25], [-1.37, 2.81], [1e-3, -4.6]]], np.float32)
+    y, x = np.mgrid[:BOX, :BOX] - centre
+
+    def gaussian(dx: float, dy: float) -> np.ndarray:
+        return np.exp(-((x - dx) ** 2 + (y - dy) ** 2) / (2 * width**2))
+
+    transform = _disc_of(np.fft.rfft2(gaussian(0, 0)[None]), kx, ky).astype(np.complex64)
+    moved = backend.call("shift_images", transform, shifts, kx, ky, BOX)[0]
+    expected = _disc_of(np.fft.rfft2(np.stack([gaussian(*shift) for shift in shifts[0].tolist()])), kx, ky)
+    assert relative_error(moved, expected) < 2e-6
+
+
+def test_shifts_of_nothing(backend: Backend) -> None:
+    kx, ky, _ = disc(5)
+    for images, shifts in ((0, 3), (2, 0)):
+        arguments = (np.zeros((images, len(kx)), np.complex64), np.zeros((images, shifts, 2), np.float32))
+        assert backend.call("shift_images", *arguments, kx, ky, BOX).shape == (images, shifts, len(kx))
+
+
+@pytest.mark.parametrize("box", [8, 9])
+def test_transforms_of_images_and_volumes(backend: Backend, box: int) -> None:
+    """Of plane waves: one pixel each; and back, for even and odd boxes."""
+    r = np.arange(box)
+    waves = np.cos(2 * np.pi * (2 * r + np.outer([1, -3], r)[:, :, None]) / box).astype(np.float32)  # kx = 2
+    expected = np.zeros((2, box, box // 2 + 1))
+    expected[0, 1, 2] = expected[1, -3, 2] = box**2 / 2
+    np.testing.assert_allclose(backend.call("rfft2", waves), expected, atol=2e-5 * box)
+    volume = np.cos(2 * np.pi * (r - 2 * r[:, None] + 3 * r[:, None, None]) / box).astype(np.float32)
+    transform = backend.call("rfftn", volume)
+    expected = np.zeros((box, box, box // 2 + 1))
+    expected[3, -2, 1] = box**3 / 2
+    np.testing.assert_allclose(transform, expected, atol=2e-5 * box**1.5)
+    back = backend.call("irfftn", transform.astype(np.complex64), box)
+    np.testing.assert_allclose(back, volume, atol=1e-6)
 
 
 def test_trilinear_backprojection_is_the_adjoint_of_slicing(backend: Backend) -> None:

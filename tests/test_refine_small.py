@@ -30,7 +30,7 @@ from sparsecv.engine.simulate import SimulatedFiles, SimulateSettings, simulate
 from sparsecv.engine.validate.fsc import HALF, fsc, resolution
 
 PARTICLES, BOX, PIXEL_SIZE = 200, 32, 5.0
-# Measured with seed 1: 4.1 degrees, 1.14 A, FSC with the truth above 0.5 to Nyquist (10 A); the bounds are 1.3 times that.
+# Measured with seed 1: 4.1 degrees, 1.14 A, FSC with the truth above 0.5 to Nyquist (10 A); bounds are 1.3 times that.
 POSE_BOUND, SHIFT_BOUND, TRUTH_BOUND = 5.3, 1.5, 11.0
 SHORT = ("--iterations", 3)
 RESULTS = ("run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc", "run_class001.mrc", "run_data.star",
@@ -149,7 +149,8 @@ def test_relion_reconstructs_our_map_from_our_poses(finished: Path, tmp_path: Pa
     out = tmp_path / "ours.mrc"
     assert cli.main(["reconstruct", "--particles", str(star), "--output", str(out), "--threads", "1",
                      "--data-dir", str(finished.parent / "data")]) == 0
-    mask = read_map(finished.parent / "data" / "mask_protein.mrc").data  # RELION treats the corners of the box otherwise
+    # inside the mask only: RELION treats the corners of the box otherwise
+    mask = read_map(finished.parent / "data" / "mask_protein.mrc").data
     curve = fsc(read_map(out).data, read_map(tmp_path / "theirs.mrc").data, mask)
     assert curve[:11].min() > 0.99
 

@@ -41,6 +41,14 @@ def check_candidates(rotations: Any, owner: Any, images: Any, ctf2: Any, weights
             raise ValueError(f"{name} has shape {tuple(shape)}; its companions ask for {wanted}")
 
 
+def check_shifts(images: Any, shifts: Any, kx: Any) -> None:
+    """Refuse, with ValueError, images (I, J) and shifts (I, T, 2) that do not belong together."""
+    if images.ndim != 2 or images.shape[1] != len(kx):
+        raise ValueError(f"images have shape {tuple(images.shape)}; the disc asks for (images, {len(kx)})")
+    if shifts.ndim != 3 or shifts.shape[0] != len(images) or shifts.shape[2] != 2:
+        raise ValueError(f"shifts have shape {tuple(shifts.shape)}; the images ask for ({len(images)}, shifts, 2)")
+
+
 def check_kernel(kernel: str) -> None:
     """Refuse, with ValueError, the name of a spreading kernel that does not exist."""
     if kernel not in KERNELS:

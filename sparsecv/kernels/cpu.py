@@ -315,7 +315,8 @@ def _symmetrise(out_data, out_weight, data, weight, matrices):
                     z = sign * (m[2, 0] * vx + m[2, 1] * vy + m[2, 2] * vz) + c
                     x0, y0, z0 = np.int32(x), np.int32(y), np.int32(z)
                     fx, fy, fz = x - x0, y - y0, z - z0
-                    for dz in range(2):
+                    # About the z axis fz is exactly 0: half of the neighbours have no part in it.
+                    for dz in range(2 if fz > 0 else 1):
                         cz = fz if dz else one - fz
                         for dy in range(2):
                             cy = cz * (fy if dy else one - fy)

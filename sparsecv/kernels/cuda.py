@@ -8,12 +8,13 @@ a compiler is needed. CuPy is imported at the first use of this module's functio
 from __future__ import annotations
 
 import functools
+import importlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .contract import check_candidates, check_kernel, check_reach, half_width
+from .contract import check_candidates, check_kernel, check_reach, check_shifts, half_width
 
 SOURCES = Path(__file__).with_name("cuda")
 THREADS = 128  # per block
@@ -93,6 +94,30 @@ def _check_accumulators(data: Any, weight: Any) -> None:
             raise ValueError(f"accumulators are contiguous complex64 and float32 arrays, not {array.dtype}")
 
 
+# --------------------------------------------------------------------------------------------- Fourier transforms
+def rfft2(images: Any) -> Any:
+    """Transforms of a stack of images, complex64: see :func:`.reference.rfft2`. CuPy keeps the plans per shape."""
+    (images,) = _as(np.float32, images)
+    return _fft().rfft2(images, axes=(1, 2))
+
+
+def rfftn(volume: Any) -> Any:
+    """Transform of a volume, complex64: see :func:`.reference.rfftn`."""
+    (volume,) = _as(np.float32, volume)
+    return _fft().rfftn(volume)
+
+
+def irfftn(transform: Any, box: int) -> Any:
+    """Volume of a half transform, which may be overwritten, float32: see :func:`.reference.irfftn`."""
+    (transform,) = _as(np.complex64, transform)
+    return _fft().irfftn(transform, s=(box, box, box), overwrite_x=True)
+
+
+def _fft() -> Any:
+    _cupy()  # explains itself where there is no CuPy
+    return importlib.import_module("cupyx.scipy.fft")
+
+
 # --------------------------------------------------------------------------------------------------- operations
 def extract_slices(volume: Any, rotations: Any, kx: Any, ky: Any, padding: float) -> Any:
     """Central slices, (C, J) complex64: see :func:`.reference.extract_slices`."""
@@ -121,6 +146,18 @@ def score_candidates(
     inputs = (volume, half_width(volume.shape), rotations, owner, images, ctf2, kx, ky, len(kx), shifts, float(padding))
     _launch("score", "score_candidates", (len(owner), -(-shifts // tile)), (*inputs, cross, norm), TILE=tile)
     return cross, norm
+
+
+def shift_images(images: Any, shifts: Any, kx: Any, ky: Any, box: int) -> Any:
+    """Images moved by several shifts each, (I, T, J) complex64: see :func:`.reference.shift_images`."""
+    check_shifts(images, shifts, kx)
+    (images,) = _as(np.complex64, images)
+    shifts, kx, ky = _as(np.float32, shifts, kx, ky)
+    count, pixels = shifts.shape[1], len(kx)
+    moved = _cupy().empty((len(images), count, pixels), np.complex64)
+    arguments = (images, shifts, kx, ky, pixels, count, float(box), moved)
+    _launch("shift", "shift_images", (len(images), _blocks(pixels)), arguments)
+    return moved
 
 
 def backproject(
@@ -175,7 +212,7 @@ def sum_disc_shells(values: Any, offsets: Any) -> Any:
     return sums
 
 
-def sum_volume_shells(volume_a: Any, volume_b: Any, padding: float, n_shells: int) -> Any:
+def sum_volume_shells(first: Any, second: Any, padding: float, n_shells: int) -> Any:
     """Cross and auto power per shell, (S, 3) float64: see :func:`.reference.sum_volume_shells`.
 
     Raises
@@ -183,14 +220,14 @@ def sum_volume_shells(volume_a: Any, volume_b: Any, padding: float, n_shells: in
     ValueError
         For more than MAX_SHELLS shells, or volumes of different shapes.
     """
-    c = half_width(volume_a.shape)
-    if volume_b.shape != volume_a.shape:
-        raise ValueError(f"the volumes differ in shape: {volume_a.shape} and {volume_b.shape}")
+    c = half_width(first.shape)
+    if second.shape != first.shape:
+        raise ValueError(f"the volumes differ in shape: {first.shape} and {second.shape}")
     if n_shells > MAX_SHELLS:
         raise ValueError(f"at most {MAX_SHELLS} shells fit into shared memory, not {n_shells}")
-    volume_a, volume_b = _as(np.complex64, volume_a, volume_b)
+    first, second = _as(np.complex64, first, second)
     sums = _cupy().zeros((n_shells, 3), np.float64)
     capacity = max(64, 1 << (n_shells - 1).bit_length())  # few values, so that few modules are built
-    arguments = (volume_a, volume_b, c, float(padding), n_shells, sums)
+    arguments = (first, second, c, float(padding), n_shells, sums)
     _launch("shells", "sum_volume_shells", (2 * c + 1,), arguments, SHELLS=capacity)
     return sums

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from .contract import check_candidates, check_kernel, check_reach, half_width
+from .contract import check_candidates, check_kernel, check_reach, check_shifts, half_width
 
 Array = Any  # numpy.ndarray; the shapes and types stand in each docstring
 xp = np
@@ -35,6 +35,34 @@ name = "reference"
 def to_host(array: Array) -> Array:
     """The array in host memory (here: itself)."""
     return array
+
+
+def rfft2(images: Array) -> Array:
+    """Transforms of a stack of images, X(k) = sum_r x(r) exp(-2 pi i k.r / box) for k_x >= 0.
+
+    Parameters
+    ----------
+    images
+        (n, box, box) real.
+
+    Returns
+    -------
+    (n, box, box // 2 + 1) complex128.
+    """
+    return np.fft.rfft2(np.asarray(images, np.float64), axes=(1, 2))
+
+
+def rfftn(volume: Array) -> Array:
+    """Transform of a volume (box, box, box), as `rfft2`; (box, box, box // 2 + 1) complex128."""
+    return np.fft.rfftn(np.asarray(volume, np.float64))
+
+
+def irfftn(transform: Array, box: int) -> Array:
+    """Volume (box, box, box), float64, of a half transform: the inverse of `rfftn`, for even and odd boxes.
+
+    The other back ends may overwrite the transform.
+    """
+    return np.fft.irfftn(np.asarray(transform, np.complex128), s=(box, box, box), axes=(0, 1, 2))
 
 
 def _positions(rotation: Array, kx: Array, ky: Array, padding: float) -> tuple[Array, Array]:
@@ -120,6 +148,35 @@ def score_candidates(
         cross[candidate] = np.real(np.conj(images[image].astype(np.complex128)) @ projection)
         norm[candidate] = ctf2[image].astype(np.float64) @ np.abs(projection) ** 2
     return cross, norm
+
+
+def shift_images(images: Array, shifts: Array, kx: Array, ky: Array, box: int) -> Array:
+    """Images moved by several shifts each, in Fourier space.
+
+    out[i, t, j] = images[i, j] exp(-2 pi i (kx_j dx_it + ky_j dy_it) / box), the transform of image i moved by +(dx, dy).
+
+    Parameters
+    ----------
+    images
+        (I, J) complex.
+    shifts
+        (I, T, 2) real: dx, dy in pixels.
+    box
+        Of the images, pixels.
+
+    Returns
+    -------
+    (I, T, J) complex128.
+
+    Raises
+    ------
+    ValueError
+        When the shapes do not belong together.
+    """
+    check_shifts(images, shifts, kx)
+    shifts = np.asarray(shifts, np.float64)
+    turns = (shifts[:, :, :1] * kx + shifts[:, :, 1:] * ky) / box
+    return images.astype(np.complex128)[:, None] * np.exp(-2j * np.pi * turns)
 
 
 def backproject(
@@ -233,7 +290,7 @@ def sum_disc_shells(values: Array, offsets: Array) -> Array:
     return np.diff(running[:, np.asarray(offsets)], axis=1)
 
 
-def sum_volume_shells(volume_a: Array, volume_b: Array, padding: float, n_shells: int) -> Array:
+def sum_volume_shells(first: Array, second: Array, padding: float, n_shells: int) -> Array:
     """Cross and auto power of two Fourier volumes per shell: FSC = out[:, 0] / sqrt(out[:, 1] out[:, 2]).
 
     out[s] = sum over voxels with round(|v| / padding) = s of (Re(a conj b), |a|^2, |b|^2), over the
@@ -243,12 +300,12 @@ def sum_volume_shells(volume_a: Array, volume_b: Array, padding: float, n_shells
     -------
     (n_shells, 3) float64.
     """
-    c = half_width(volume_a.shape)
+    c = half_width(first.shape)
     axis = np.arange(-c, c + 1)
     radius = np.sqrt(axis[:, None, None] ** 2 + axis[None, :, None] ** 2 + np.arange(c + 1) ** 2)
     shell = np.rint(radius / padding).astype(np.int64)
     times = np.where(np.arange(c + 1) > 0, 2.0, 1.0) * (shell < n_shells)
-    a, b = volume_a.astype(np.complex128), volume_b.astype(np.complex128)
+    a, b = first.astype(np.complex128), second.astype(np.complex128)
     terms = (np.real(a * np.conj(b)), np.abs(a) ** 2, np.abs(b) ** 2)
     shell = np.minimum(shell, n_shells).ravel()
     sums = [np.bincount(shell, (times * term).ravel(), n_shells + 1)[:n_shells] for term in terms]

@@ -156,6 +156,13 @@ template <class T> inline T atomicAdd(T *address, T value) {
     return old;
 }
 
+// CUDA's sine and cosine of pi x; the argument is reduced first, which is exact.
+inline void sincospif(float x, float *sine, float *cosine) {
+    const double angle = 3.14159265358979323846 * std::remainder((double)x, 2.);
+    *sine = (float)std::sin(angle);
+    *cosine = (float)std::cos(angle);
+}
+
 template <class Method> struct Signature;
 template <class Block, class... A> struct Signature<void (Block::*)(A...)> {
     using Arguments = std::tuple<A...>;

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 PADDING = 2
+BOX = 40  # of the images whose disc this is
 
 
 def disc(largest: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -65,6 +66,7 @@ def make_problem(
         "data": complex_normal(rng, 2 * c + 1, 2 * c + 1, c + 1),
         "weight": rng.random((2 * c + 1, 2 * c + 1, c + 1), dtype=np.float32),
         "matrices": random_rotations(rng, 4),
+        "offsets_px": rng.uniform(-9, 9, (images, shifts, 2)).astype(np.float32),
     }
 
 
@@ -74,6 +76,8 @@ def run_all(ops: Any, p: dict[str, Any]) -> dict[str, Any]:
     results = {"extract_slices": ops.extract_slices(p["volume"], p["rotations"], *disc_arguments)}
     scores = (p["volume"], p["rotations"], p["owner"], p["images"], p["ctf2"], *disc_arguments)
     results["cross"], results["norm"] = ops.score_candidates(*scores)
+    unmoved = p["images"][:, 0]  # not contiguous: a back end has to see to that
+    results["shift_images"] = ops.shift_images(unmoved, p["offsets_px"], p["kx"], p["ky"], BOX)
     for kernel in ("trilinear", "gaussian"):
         data, weight = p["data"].copy(), p["weight"].copy()
         deposits = (p["images"], p["ctf2"], p["weights"], p["rotations"], p["owner"], *disc_arguments)

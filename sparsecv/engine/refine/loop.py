@@ -14,7 +14,7 @@ from .expectation import GridBank
 from .half import HalfResult, Particles, expectation_maximisation, reference_volume
 from .noise import grey_scale, update_noise, update_norm, update_scale
 from .regularisers import Evidence, Regularised, Regulariser
-from .schedule import Draws, is_converged, is_settled, next_band, search_plan, update_search
+from .schedule import Draws, is_converged, next_band, next_stage, search_plan, update_search
 from .state import RefinementState
 from .volumes import PADDING, Accumulator, radial
 
@@ -125,9 +125,7 @@ class Refinement:
     def _expectation_maximisation(self, number: int, accumulated: int) -> HalfResult:
         state, half = self.state, self.state.halves[number]
         draws = Draws.of(self.seed, state.iteration + 1, len(self.halves))
-        plan = search_plan(
-            self.particles.geometry, state.band, half, self.particles.matrices, draws, is_local=state.is_local
-        )
+        plan = search_plan(self.particles.geometry, state.band, half, self.particles.matrices, draws, state.stage)
         members = self._members(number)
         volume = reference_volume(self.ops, half, accumulated)
         bank = None
@@ -211,21 +209,22 @@ class Refinement:
     def _update(self, results: list[HalfResult], curve: np.ndarray, accumulated: int, is_last: bool) -> None:
         """Noise, scales, widths of the next search, band, and history."""
         state, geometry = self.state, self.particles.geometry
-        particles, was_local, finest = state.particles, state.is_local, results[0].finest_deg
+        particles, finest = state.particles, results[0].finest_deg
         for row in np.flatnonzero(particles.is_rejected):
             state.rejected.setdefault(int(row), "no orientation has a finite likelihood")
-        becomes_local = not was_local and state.iteration > 0 and is_settled(particles, finest)
-        band = state.band if is_last else next_band(geometry, curve, accumulated)
+        state.iteration += 1
+        state.history.append(self._summary(curve, finest, is_last))
+        state.fsc = curve
+        if not is_last:
+            state.band = next_band(geometry, curve, accumulated)
+        before, after = state.stage, next_stage(state, finest)
         for half, result in zip(state.halves, results, strict=True):
             update_noise(self.particles, half, result)
             update_scale(half, result, curve)
             update_norm(particles, result)
             members = result.members[~particles.is_rejected[result.members]]
-            update_search(half, particles, members, geometry, band, finest_deg=finest, was_local=was_local,
-                          becomes_local=becomes_local)
-        state.iteration += 1
-        state.history.append(self._summary(curve, finest, is_last))
-        state.fsc, state.band, state.is_local = curve, band, was_local or becomes_local
+            update_search(half, particles, members, geometry, state.band, finest_deg=finest, before=before, after=after)
+        state.stage = after
 
     def _summary(self, curve: np.ndarray, finest_deg: float, is_last: bool) -> dict[str, Any]:
         """Plain numbers of the iteration that has just ended."""
@@ -235,7 +234,7 @@ class Refinement:
               for name, level in (("resolution_0143", 0.143), ("resolution_05", 0.5))}
         return {
             "iteration": state.iteration,
-            "is_local": state.is_local,
+            "stage": state.stage,
             "is_last": is_last,
             "band": state.band,
             **at,

@@ -209,7 +209,8 @@ def _start(settings: RefineSettings, kernels: Any, particles: Particles, referen
     if settings.initial_lowpass > 0:
         band = min(band, geometry.shell_of(settings.initial_lowpass) + 2)
     curve = np.zeros(geometry.nyquist_shell + 1)
-    return RefinementState(state, (halves[0], halves[1]), curve, band, settings.local, rejected=rejected)
+    stage = "local" if settings.local else "global"
+    return RefinementState(state, (halves[0], halves[1]), curve, band, stage, rejected=rejected)
 
 
 def _unusable(table: ParticleTable, block: int = 1024) -> dict[int, str]:
@@ -271,7 +272,7 @@ def _iterate(
 
 def _line(entry: dict[str, Any]) -> str:
     """One line on an iteration."""
-    kind = "last, joined" if entry["is_last"] else "local" if entry["is_local"] else "global"
+    kind = "last, joined" if entry["is_last"] else entry["stage"]
     rejected = f", {entry['rejected']} set aside" if entry["rejected"] else ""
     return (
         f"{kind}, FSC 0.143 at {entry['resolution_0143']:.2f} A, 0.5 at {entry['resolution_05']:.2f} A, step "

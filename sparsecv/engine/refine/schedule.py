@@ -9,7 +9,7 @@ belongs to the band in use.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,12 +23,13 @@ FEWEST_ORIENTATIONS = 1500  # of the exhaustive level: point groups of high orde
 COARSE_MARGIN = 8.0  # nats: cells this far below the best at their own level are given up
 FINE_MARGIN = 7.0  # nats: samples this far below the best (1e-3) get no weight
 CELLS_KEPT = 24
+FINE_CELLS = 8  # that are split once more in the fine stage
 SHIFTS_KEPT = 3
 COARSE_PART = 0.5  # of the band: compared at the first level of a local search
 BAND_FSC = 0.143
 BAND_MARGIN = 2  # shells above the last with that FSC
 GROWTH, LEAST_GROWTH = 0.4, 4  # shells that are backprojected beyond the band, so that the FSC can show more
-PATIENCE = 2  # local iterations without a better band before the last one
+NOTABLE_SHELLS = 1  # a fine iteration that widens the band by no more has converged
 RMS_PER_MEDIAN_2D, RMS_PER_MEDIAN_3D = 1 / 1.177, 1 / 1.538  # per axis, of the length of a Gaussian vector
 
 
@@ -93,33 +94,33 @@ class Draws:
 
 
 def search_plan(
-    geometry: Geometry, band: int, half: HalfState, matrices: np.ndarray, draws: Draws, *, is_local: bool
+    geometry: Geometry, band: int, half: HalfState, matrices: np.ndarray, draws: Draws, stage: str
 ) -> SearchPlan:
     """Levels of the next search of one half."""
     finest = 0.5 * geometry.step_of_shell(band)
-    if is_local:
-        steps = [finest]
-        while steps[0] < 0.7 * half.local_sigma_deg:
-            steps.insert(0, 2 * steps[0])
-        grid: GlobalGrid | LocalGrid = LocalGrid(steps[0], half.local_sigma_deg, draws.lattice_offset)
-    else:
+    if stage == "global":
         order = GLOBAL_ORDER
         while 12 * 4**order * 6 * 2**order / len(matrices) < FEWEST_ORIENTATIONS:
             order += 1
         steps = [angular_step(order), angular_step(order + 1)]
         while steps[-1] > 1.5 * finest:
             steps.append(steps[-1] / 2)
-        grid = GlobalGrid(order, draws.turn, matrices)
-    levels = _levels(geometry, steps, band, is_local)
+        grid: GlobalGrid | LocalGrid = GlobalGrid(order, draws.turn, matrices)
+    else:
+        steps = [finest]
+        while steps[0] < 0.7 * half.local_sigma_deg:
+            steps.insert(0, 2 * steps[0])
+        grid = LocalGrid(steps[0], half.local_sigma_deg, draws.lattice_offset)
+    levels = _levels(geometry, steps, band, stage)
     shifts = shift_lattice(half.reach_px, levels[0].shift_step, draws.shift_offset)
     return SearchPlan(grid, levels, shifts, half.shift_sigma_px)
 
 
-def _levels(geometry: Geometry, steps: list[float], band: int, is_local: bool) -> tuple[Level, ...]:
+def _levels(geometry: Geometry, steps: list[float], band: int, stage: str) -> tuple[Level, ...]:
     """Depth, shell and shift step of every level; the last compares the whole band."""
     depths = list(range(len(steps)))
     shells = [min(band, geometry.shell_of_step(step)) for step in steps[:-1]] + [band]
-    if is_local:
+    if stage != "global":
         # A few shells decide which of the neighbouring cells deserve the whole band.
         coarse = max(3, round(COARSE_PART * band))
         if len(steps) == 1:
@@ -132,8 +133,11 @@ def _levels(geometry: Geometry, steps: list[float], band: int, is_local: bool) -
         if levels:
             before = levels[-1].shift_step
             shift_step = before / 2 if shift_step < before / 1.5 else before
-        is_last = len(levels) + 1 == len(depths)
-        levels.append(Level(depth, shell, shift_step, FINE_MARGIN if is_last else COARSE_MARGIN, CELLS_KEPT, SHIFTS_KEPT))
+        levels.append(Level(depth, shell, shift_step, COARSE_MARGIN, CELLS_KEPT, SHIFTS_KEPT))
+    if stage == "fine":
+        levels[-1] = replace(levels[-1], keep=FINE_CELLS)
+        levels.append(replace(levels[-1], depth=depths[-1] + 1, shift_step=levels[-1].shift_step / 2))
+    levels[-1] = replace(levels[-1], margin=FINE_MARGIN)
     return tuple(levels)
 
 
@@ -148,31 +152,44 @@ def next_band(geometry: Geometry, fsc: np.ndarray, accumulated: int) -> int:
     return int(np.clip(last + 1 + BAND_MARGIN, 4, geometry.nyquist_shell))
 
 
-def update_search(half: HalfState, particles: ParticleState, members: np.ndarray, geometry: Geometry, band: int, *,
-                  finest_deg: float, was_local: bool, becomes_local: bool) -> None:
-    """Widths of the next search of a half, from how its own poses moved."""
+def update_search(
+    half: HalfState, particles: ParticleState, members: np.ndarray, geometry: Geometry, band: int, *,
+    finest_deg: float, before: str, after: str,
+) -> None:  # fmt: skip
+    """Widths of the next search of a half, from how its own poses moved between the stages before and after."""
     turned, moved = np.median(particles.turned_deg[members]), np.median(particles.moved_px[members])
     spread = np.median(particles.spread_deg[members])
     moved_sigma = moved * RMS_PER_MEDIAN_2D
-    if was_local or becomes_local:
-        width = max(1.5 * turned * RMS_PER_MEDIAN_3D, 1.2 * spread / np.sqrt(3), 0.5 * geometry.step_of_shell(band))
-        half.local_sigma_deg = float(np.clip(width, 1.0, half.local_sigma_deg if was_local else 1.5 * finest_deg))
-        half.shift_sigma_px = float(max(2 * moved_sigma, 2.0 / geometry.pixel_size))
-    else:
+    if after == "global":
         rms = np.sqrt((particles.shifts_px[members] ** 2).sum(axis=1).mean() / 2)
         half.shift_sigma_px = float(max(rms, 1.5 / geometry.pixel_size))
-    half.reach_px = float(np.clip(3 * moved_sigma + 0.5, 1.0, half.reach_px))
+    else:
+        width = max(1.5 * turned * RMS_PER_MEDIAN_3D, 1.2 * spread / np.sqrt(3), 0.5 * geometry.step_of_shell(band))
+        widest = 1.5 * finest_deg if before == "global" else half.local_sigma_deg
+        half.local_sigma_deg = float(np.clip(width, 1.0, max(widest, 1.0)))
+        half.shift_sigma_px = float(max(2 * moved_sigma, 2.0 / geometry.pixel_size))
+    half.reach_px = float(np.clip(3 * moved_sigma + 0.5, 1.0, max(half.reach_px, 1.0)))
 
 
-def is_settled(particles: ParticleState, finest_deg: float) -> bool:
-    """Whether a global search moves poses by less than its finest step, so that a local one will do."""
-    return bool(np.median(particles.turned_deg[~particles.is_rejected]) < finest_deg)
+def next_stage(state: RefinementState, finest_deg: float) -> str:
+    """Stage after the iteration that ``state.history`` ends with.
+
+    Global searches end when they move poses by less than their finest step. Local ones become fine when they have
+    stopped to widen the band. A fine stage lasts.
+    """
+    kept = ~state.particles.is_rejected
+    if state.stage == "global":
+        is_settled = state.iteration > 1 and np.median(state.particles.turned_deg[kept]) < finest_deg
+        return "local" if is_settled else "global"
+    return "fine" if state.stage == "fine" or not _widened(state) else "local"
 
 
 def is_converged(state: RefinementState) -> bool:
-    """Whether local iterations have stopped to widen the band."""
-    bands = [entry["band"] for entry in state.history]
-    local = [entry["is_local"] for entry in state.history]
-    if len(bands) <= PATIENCE or not all(local[-PATIENCE:]):
-        return False
-    return max(bands[-PATIENCE:]) <= max(bands[:-PATIENCE])
+    """Whether a fine iteration has brought no wider band: then one joined iteration is left."""
+    return state.stage == "fine" and state.history[-1]["stage"] == "fine" and not _widened(state)
+
+
+def _widened(state: RefinementState) -> bool:
+    """Whether the last iteration lets the next compare clearly more shells than any before."""
+    widest = max(entry["band"] for entry in state.history)
+    return state.band > widest + NOTABLE_SHELLS * (state.stage == "fine")

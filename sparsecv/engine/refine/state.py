@@ -95,8 +95,9 @@ class RefinementState:
         (shells,) between the unregularised halves inside the sphere of the particle's diameter.
     band
         Highest shell that the next expectation step compares.
-    is_local
-        Whether the next iteration searches around the present poses.
+    stage
+        Of the next iteration: ``"global"`` (all orientations), ``"local"`` (around the present poses) or ``"fine"``
+        (local, with one more level at half the steps).
     history
         One dict of plain numbers per iteration.
     rejected
@@ -107,7 +108,12 @@ class RefinementState:
     halves: tuple[HalfState, HalfState]
     fsc: np.ndarray
     band: int
-    is_local: bool
+    stage: str
     iteration: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     rejected: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the next iteration searches around the present poses."""
+        return self.stage != "global"

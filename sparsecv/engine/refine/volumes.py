@@ -97,6 +97,30 @@ def radial(ops: Any, values: np.ndarray, shape: tuple[int, ...]) -> Any:
     return table[shell]
 
 
+def _split_group(matrices: np.ndarray) -> tuple[list[tuple[int, int, int]], np.ndarray]:
+    """Generators of the group's half turns about x, y and z, and one member of each of their cosets.
+
+    A half turn about an axis maps the grid onto itself: it needs no interpolation, which is both exact and cheap. With
+    G the union of the cosets K h, the sum over the group of f(g v) is the sum over h of F(h v), F(v) = sum_K f(k v).
+    """
+    diagonal = [m for m in matrices if np.allclose(np.abs(m), np.eye(3), atol=1e-6)]
+    signs = [tuple(int(value) for value in np.rint(np.diagonal(m))) for m in diagonal]
+    half_turns = [sign for sign in signs if sign != (1, 1, 1)]
+    generators = half_turns[:2] if len(half_turns) == 3 else half_turns
+    others: list[np.ndarray] = []
+    for matrix in matrices:
+        if not any(np.allclose(np.diag(sign) @ matrix, known, atol=1e-6) for sign in signs for known in others):
+            others.append(matrix)
+    return generators, np.stack(others)
+
+
+def _flip(values: Any, signs: tuple[int, int, int]) -> Any:
+    """A half volume turned by half a turn, signs (x, y, z) of its diagonal matrix; x < 0 by Friedel symmetry."""
+    x, y, z = signs if signs[0] > 0 else (-signs[0], -signs[1], -signs[2])
+    turned = values[::z, ::y, :]
+    return turned if signs[0] > 0 else turned.conj()
+
+
 @dataclass
 class Accumulator:
     """Sums of backprojection: data B and weight N of the design, and how they were deposited.
@@ -136,7 +160,12 @@ class Accumulator:
         ops.complete_hermitian(self.data, self.weight)
         if len(matrices) == 1:
             return self
-        data, weight = ops.symmetrise(self.data, self.weight, ops.xp.asarray(matrices.astype(np.float32)))
+        flips, others = _split_group(matrices)
+        data, weight = self.data, self.weight
+        for signs in flips:
+            data, weight = data + _flip(data, signs), weight + _flip(weight, signs)
+        if len(others) > 1:
+            data, weight = ops.symmetrise(data, weight, ops.xp.asarray(others.astype(np.float32)))
         return replace(self, data=data, weight=weight)
 
     def moved(self, ops: Any, shift_px: np.ndarray) -> Accumulator:
