@@ -63,8 +63,8 @@ setup(
     install_requires=[],
     extras_require={
         "engine": ENGINE,
-        "cuda12": ["cupy-cuda12x>=14"],
-        "cuda13": ["cupy-cuda13x>=14"],
+        "cuda12": ["cupy-cuda12x[ctk]>=14"],
+        "cuda13": ["cupy-cuda13x[ctk]>=14"],
         "mpi": ["mpi4py>=4"],
         "dev": DEV,
     },

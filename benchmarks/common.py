@@ -155,7 +155,7 @@ def machine() -> dict[str, str]:
         found[name] = importlib.metadata.version(name)
     if shutil.which("relion_refine"):
         said = subprocess.run(["relion_refine", "--version"], capture_output=True, text=True, check=False)
-        found["relion"] = (said.stdout + said.stderr).strip().splitlines()[-1]
+        found["relion"] = " ".join((said.stdout + said.stderr).split())
     return found
 
 

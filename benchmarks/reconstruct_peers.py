@@ -41,8 +41,9 @@ def main() -> None:
     truth = bench.data_set(SET)
     true, mask = read_map(truth / "truth.mrc"), read_map(truth / "mask_protein.mrc").data
     runs = run_all(bench, truth)
+    windows = {"unmasked": None, "masked": mask}
     curves = {
-        name: {kind: fsc(read_map(path).data, true.data, window) for kind, window in (("unmasked", None), ("masked", mask))}
+        name: {kind: fsc(read_map(path).data, true.data, window) for kind, window in windows.items()}
         for name, (_, path) in runs.items()
     }
     peer = curves.get("relion_reconstruct")
@@ -56,8 +57,8 @@ def main() -> None:
             worst = int(np.argmin(gain))
             row.append(f"{gain[worst]:+.4f} (shell {worst + 1})" if peer else "-")
         rows.append(row)
-    print(f"{SET}, all particles, true poses; FSC against the truth at 0.5, A: protein mask / unmasked; and the smallest "
-          f"difference of FSC to RELION's in any shell up to {last} (at least {-MARGIN:g} is asked for)")  # fmt: skip
+    print(f"{SET}, all particles, true poses. FSC 0.5: against the truth, A, protein mask / unmasked. Worst shell:\n"
+          f"the smallest difference of FSC to RELION's in shells 1 to {last}; {-MARGIN:g} is allowed")  # fmt: skip
     table(["program", "CPU s", "wall s", "peak MB", "FSC 0.5", "worst shell, unmasked", "worst shell, masked"], rows)
     save("reconstruct_peers", {"usage": {name: usage for name, (usage, _) in runs.items()}, "curves": curves})
 

@@ -3,12 +3,13 @@
 
     python benchmarks/refine_peers.py gpcr64 t20s96 gpcr96
 
-RELION runs with three ranks of one thread: a leader that computes nothing, and a follower for each half set; its CPU time
-is that of the two followers. sparsecv runs with one thread. ``--keep`` takes runs that are finished in the work folder.
+RELION runs with three ranks of one thread: a leader that computes nothing, and a follower for each half set; its CPU
+time is that of the two followers. sparsecv runs with one thread. ``--keep`` takes finished runs from the work folder.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -22,8 +23,8 @@ from evaluate import Evaluation, evaluate
 HALVES = ("run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc")
 RELION = (
     "relion_refine_mpi --auto_refine --split_random_halves --dont_combine_weights_via_disc --preread_images --pool 30 "
-    "--pad 2 --ctf --flatten_solvent --zero_mask --oversampling 1 --offset_step 2 --low_resol_join_halves 40 --norm --scale "
-    "--j 1 --random_seed 1"
+    "--pad 2 --ctf --flatten_solvent --zero_mask --oversampling 1 --offset_step 2 --low_resol_join_halves 40 --norm "
+    "--scale --j 1 --random_seed 1"
 ).split()
 GLOBAL = "--firstiter_cc --healpix_order 2 --maxsig 500".split()
 
@@ -79,10 +80,11 @@ def run_relion(bench: Bench, name: str, folder: Path, *, keep: bool) -> Usage:
     if not (keep and all(path.is_file() for path in figures) and (folder / HALVES[1]).is_file()):
         print(f"RELION on {name} ...", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
-        environment = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "SPARSECV_NICE_LEADER": "1"}
+        environment = {"SPARSECV_NICE_LEADER": "1"}
         command = "mpirun --oversubscribe --bind-to none --mca mpi_yield_when_idle 1 -n 3".split()
         if os.geteuid() == 0:
             command.append("--allow-run-as-root")
+            environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         command += [sys.executable, METER, str(folder / "usage_rank{rank}.json"), *RELION, "--o", str(folder / "run"),
                     "--i", "input.star", "--ref", task.reference, "--ini_high", f"{task.low_pass:g}", "--sym",
                     task.symmetry, "--particle_diameter", f"{task.diameter:g}", *task.relion]  # fmt: skip
@@ -94,8 +96,6 @@ def run_relion(bench: Bench, name: str, folder: Path, *, keep: bool) -> Usage:
 
 def judge(bench: Bench, name: str, program: str, folder: Path, usage: Usage) -> Row:
     """Both evaluations of a finished run."""
-    import json
-
     truth, symmetry = bench.data_set(name), TASKS[name].symmetry
     star, halves = folder / "run_data.star", [folder / half for half in HALVES]
     answer = bench.work / f"evaluate_{program}_{name}.json"

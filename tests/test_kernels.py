@@ -16,7 +16,16 @@ from typing import Any
 import numpy as np
 import pytest
 from cuda_host import fake_cupy, host
-from cuda_host.problem import BOX, PADDING, complex_normal, disc, hermitian_volume, make_problem, random_rotations, run_all
+from cuda_host.problem import (
+    BOX,
+    PADDING,
+    complex_normal,
+    disc,
+    hermitian_volume,
+    make_problem,
+    random_rotations,
+    run_all,
+)
 
 from sparsecv.kernels import cuda, reference
 

@@ -37,6 +37,17 @@ def test_hard_circle_and_bad_radius():
             masks.image_circle(16, radius, edge)
 
 
+def test_corners_become_their_mean():
+    density = np.random.default_rng(3).normal(2.0, 1.0, (24, 24, 24)).astype(np.float32)
+    faded = masks.fade_corners(density)
+    inside, outside = ball(24, 12), ~ball(24, 15)
+    np.testing.assert_array_equal(faded[inside], density[inside])
+    assert np.ptp(faded[outside]) == 0
+    assert faded[outside][0] == pytest.approx(2.0, abs=0.05)
+    flat = np.full((9, 9, 9), 3.5, dtype=np.float32)
+    np.testing.assert_allclose(masks.fade_corners(flat), flat, rtol=1e-6)
+
+
 @pytest.mark.parametrize("fraction", [0.02, 0.1, 0.4])
 def test_otsu_parts_two_normal_classes(fraction):
     rng = np.random.default_rng(1)

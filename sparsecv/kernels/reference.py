@@ -153,7 +153,8 @@ def score_candidates(
 def shift_images(images: Array, shifts: Array, kx: Array, ky: Array, box: int) -> Array:
     """Images moved by several shifts each, in Fourier space.
 
-    out[i, t, j] = images[i, j] exp(-2 pi i (kx_j dx_it + ky_j dy_it) / box), the transform of image i moved by +(dx, dy).
+    out[i, t, j] = images[i, j] exp(-2 pi i (kx_j dx_it + ky_j dy_it) / box): the transform of image i moved by
+    +(dx, dy).
 
     Parameters
     ----------

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy import ndimage
 
@@ -11,6 +13,7 @@ from sparsecv.engine.physics.fourier import check_cubic
 from sparsecv.engine.physics.fourier import low_pass as low_pass_filter
 
 SMALLEST_COMPONENT = 0.1  # of the largest: keeps detached domains, drops blobs of noise
+CORNER_EDGE_PX = 3.0
 SMALLEST_EDGE_PX = 5.0  # a sharper edge convolves the transform widely enough to correlate noise of half maps
 
 
@@ -55,6 +58,24 @@ def _ball(box: int, radius_px: float, edge_px: float, dimensions: int) -> np.nda
     x2 = (np.arange(box, dtype=np.float32) - box // 2) ** 2
     r2 = x2[:, None] + x2 if dimensions == 2 else x2[:, None, None] + x2[:, None] + x2
     return raised_cosine(np.sqrt(r2) - np.float32(radius_px), edge_px)
+
+
+def fade_corners(density: Any, xp: Any = np) -> Any:
+    """A map whose corners, beyond the sphere that the box just holds, are their own mean.
+
+    Images show the corners in some views only: there is nothing but noise in them, and they are half of a box's volume.
+    The sphere fades over 3 pixels, as RELION's reconstructions do.
+
+    Parameters
+    ----------
+    density
+        Shape (box, box, box), of the array module ``xp``.
+    """
+    box = density.shape[0]
+    inside = xp.asarray(sphere(box, box / 2, CORNER_EDGE_PX))
+    outside = 1 - inside
+    level = (density * outside).sum() / outside.sum()
+    return density * inside + level * outside
 
 
 def otsu(values: np.ndarray, bins: int = 512) -> float:

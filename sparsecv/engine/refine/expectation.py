@@ -57,14 +57,24 @@ class Level:
 class SearchPlan:
     """Levels of a search, coarse to fine, and its prior on shifts.
 
-    ``shifts`` (T, 2) are the shifts of level 0 relative to the present one, pixels; ``shift_sigma`` the width of the
-    Gaussian prior on shifts, pixels.
+    Attributes
+    ----------
+    grid, levels
+        Orientations, and how they are searched.
+    shifts
+        (T, 2) shifts of level 0 relative to the present one, pixels.
+    shift_sigma
+        Width of the Gaussian prior on shifts, pixels.
+    confidence
+        Factor of the log-likelihood. Below 1 it widens posteriors that are too narrow because a particle is also in its
+        own reference, and because what images hold beside the reference (detergent) is no white noise.
     """
 
     grid: GlobalGrid | LocalGrid
     levels: tuple[Level, ...]
     shifts: np.ndarray
     shift_sigma: float
+    confidence: float = 1.0
 
 
 @dataclass
@@ -169,6 +179,7 @@ def search(
         level = plan.levels[number]
         candidates = _rotations(plan.grid, cells, level.depth, owner, rotations)
         score = _score_candidates(ops, volume, batch, owner, candidates, tried, disc.crop(level.shell), padding)
+        score *= np.float32(plan.confidence)
         score += plan.grid.log_prior(cells, level.depth).astype(np.float32)[:, None]
         score += _shift_prior(tried, expected, plan.shift_sigma)[owner]
         # An image whose scores are no numbers must not stop the others: it ends with no posterior at all.

@@ -128,6 +128,11 @@ class HalfResult:
     signal: np.ndarray
     factors: np.ndarray
 
+    @property
+    def total(self) -> Accumulator:
+        """Sums of both quarters."""
+        return self.quarters[0] + self.quarters[1]
+
 
 def expectation_maximisation(
     ops: Any,

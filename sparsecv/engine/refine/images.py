@@ -68,9 +68,10 @@ def transform_images(ops: Any, images: Any, centre_px: np.ndarray, circle: Any, 
     background = (moved * outside).sum(axis=(1, 2)) / xp.maximum(outside.sum(), xp.float32(1e-6))
     flat = xp.asarray(disc.flat)
     scale = xp.float32(1 / box)
-    unmasked = ops.rfft2(moved).reshape(len(images), -1)[:, flat] * scale
+    # take, as x[:, flat] would lay the pixels of different images side by side
+    unmasked = ops.rfft2(moved).reshape(len(images), -1).take(flat, axis=1) * scale
     moved = moved * mask + background[:, None, None] * outside
-    masked = ops.rfft2(moved).reshape(len(images), -1)[:, flat] * scale
+    masked = ops.rfft2(moved).reshape(len(images), -1).take(flat, axis=1) * scale
     return masked.astype(xp.complex64), unmasked.astype(xp.complex64)
 
 
@@ -85,4 +86,4 @@ def ctf_images(ops: Any, parameters: CtfParameters, scale: np.ndarray, disc: Dis
 def shell_table(ops: Any, table: np.ndarray, rows: np.ndarray, disc: Disc) -> Any:
     """Rows of a (groups, shells) table spread over the disc's pixels, (I, J) float32."""
     xp = ops.xp
-    return xp.asarray(table.astype(np.float32))[xp.asarray(rows)][:, xp.asarray(disc.shell)]
+    return xp.asarray(table.astype(np.float32))[xp.asarray(rows)].take(xp.asarray(disc.shell), axis=1)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..physics.masks import fade_corners
 from ..validate.fsc import fsc, resolution
 from .expectation import GridBank
 from .half import HalfResult, Particles, expectation_maximisation, reference_volume
@@ -105,16 +106,16 @@ class Refinement:
         results = [self._expectation_maximisation(number, accumulated) for number in (0, 1)]
         if self.frame_is_free and not state.is_local:
             self._centre_frame(results)
-        totals = [result.quarters[0] + result.quarters[1] for result in results]
-        maps = tuple(self.ops.to_host(total.solve(self.ops)) for total in totals)
+        # Sums of quarters are made where they are used: each is as large as all of a quarter.
+        maps = tuple(self.ops.to_host(fade_corners(result.total.solve(self.ops), self.ops.xp)) for result in results)
         curve = fsc(maps[0] * self.sphere, maps[1] * self.sphere)
         curve[accumulated + 1 :] = 0
         joined, regularised = None, ()
         if is_last:
-            joined = self._join(totals[0] + totals[1], curve)
+            joined = self._join(results[0].total + results[1].total, curve)
         else:
             regularised = self._regularise(results, curve)
-        gain = (totals[0] + totals[1]).mean_weight(self.ops)
+        gain = np.sum([quarter.mean_weight(self.ops) for result in results for quarter in result.quarters], axis=0)
         self._update(results, curve, accumulated, is_last)
         return Iteration((maps[0], maps[1]), joined, curve, regularised, gain)
 

@@ -12,19 +12,23 @@ from sparsecv.kernels import ops
 
 from ..io.mrc import write_map
 from ..io.particles import ParticleTable
+from ..physics.ctf import ctf
+from ..physics.masks import fade_corners
 from ..physics.symmetry import symmetry_matrices
 from ..threads import use_threads
 from .half import Particles
-from .images import ImageBatch, ctf_images, transform_images
 from .schedule import Geometry
 from .settings import ReconstructSettings
 from .volumes import PADDING, Accumulator
+
+TRANSFORMED_AT_ONCE = 128  # images: their transforms still fit a processor's cache
+NEAR_DEG = 17.0  # views closer than this count as alike when images are put in order
 
 
 def reconstruct(settings: ReconstructSettings) -> list[Path]:
     """Backproject particles at the poses of their STAR file; returns the maps written.
 
-    Unregularised and unmasked: V = sum C X / sum C^2, corrected for the kernel.
+    Unregularised and unmasked but for the box's corners: V = sum C X / sum C^2, corrected for the kernel.
     """
     use_threads(settings.threads)
     kernels = ops(settings.device)
@@ -41,14 +45,15 @@ def reconstruct(settings: ReconstructSettings) -> list[Path]:
         groups = {"": np.flatnonzero(table.halves == settings.subset)}
     else:
         groups = {"": np.arange(len(table))}
-    sums = {name: _backproject(kernels, particles, rows, last, with_ctf=not settings.no_ctf) for name, rows in groups.items()}
+    with_ctf = not settings.no_ctf
+    sums = {name: _backproject(kernels, particles, rows, last, with_ctf=with_ctf) for name, rows in groups.items()}
     if settings.halves:
         first, second = sums.values()
         sums[""] = first + second
     written = []
     for name, total in sums.items():
         path = settings.output.with_name(settings.output.stem + name + settings.output.suffix)
-        density = kernels.to_host(total.completed(kernels, matrices).solve(kernels))
+        density = kernels.to_host(fade_corners(total.completed(kernels, matrices).solve(kernels), kernels.xp))
         write_map(path, density, table.pixel_size, label="sparsecv reconstruct")
         written.append(path)
     return written
@@ -58,25 +63,47 @@ def _backproject(kernels: Any, particles: Particles, rows: np.ndarray, last: int
     """Sums over some rows, each image at its one pose with weight 1."""
     xp, table = kernels.xp, particles.table
     disc = particles.disc.crop(last)
-    kx, ky = xp.asarray(disc.kx), xp.asarray(disc.ky)
+    # Row by row, and images seen from alike directions one after another: what is added to stays in the cache.
+    order = np.lexsort((disc.kx, disc.ky))
+    kx, ky, flat = disc.kx[order], disc.ky[order], disc.flat[order]
+    rows = rows[_by_direction(table.rotations[rows])]
     accumulator = Accumulator.empty(kernels, table.box, last, particles.kernel)
-    shifts_px = table.shifts / table.pixel_size
-    size = particles.batch_size(None, 0)
+    size = max(int(particles.batch_bytes / (12 * len(kx))), TRANSFORMED_AT_ONCE)
     for start in range(0, len(rows), size):
         index = rows[start : start + size]
-        images, good = table.read_images(index)
-        centre = np.rint(shifts_px[index]).astype(np.int64)
-        _, transforms = transform_images(kernels, xp.asarray(images), centre, particles.circle, disc)
-        ctf = xp.ones(transforms.shape, dtype=xp.float32)
-        if with_ctf:
-            ctf = ctf_images(kernels, particles.parameters[index], np.ones(len(index)), disc, table.pixel_size,
-                             intact_first_peak=particles.intact_first_peak)
-        moved = kernels.shift_images(
-            transforms * ctf, xp.asarray((shifts_px[index] - centre)[:, None, :].astype(np.float32)), kx, ky, disc.box
-        )
+        images = xp.empty((len(index), 1, len(kx)), dtype=xp.complex64)
+        ctf2 = xp.empty((len(index), len(kx)), dtype=xp.float32)
+        good = np.empty(len(index), dtype=np.float32)
+        for first in range(0, len(index), TRANSFORMED_AT_ONCE):
+            part = slice(first, first + TRANSFORMED_AT_ONCE)
+            images[part], ctf2[part], good[part] = _weighted(kernels, particles, index[part], kx, ky, flat, with_ctf)
         kernels.backproject(
-            moved, ctf * ctf, xp.asarray(good[:, None].astype(np.float32)),
-            xp.asarray(table.rotations[index].astype(np.float32)), xp.arange(len(index), dtype=xp.int32), kx, ky, PADDING,
-            accumulator.data, accumulator.weight, particles.kernel,
+            images, ctf2, xp.asarray(good[:, None]), xp.asarray(table.rotations[index].astype(np.float32)),
+            xp.arange(len(index), dtype=xp.int32), xp.asarray(kx), xp.asarray(ky), PADDING, accumulator.data,
+            accumulator.weight, particles.kernel,
         )  # fmt: skip
     return accumulator
+
+
+def _by_direction(rotations: np.ndarray) -> np.ndarray:
+    """Order (n,) in which views from alike directions follow one another."""
+    step = np.deg2rad(NEAR_DEG)
+    x, y, z = rotations[:, 2].T
+    return np.lexsort((np.floor(np.arctan2(y, x) / step), np.floor(z / (step / 3))))
+
+
+def _weighted(kernels: Any, particles: Particles, index: np.ndarray, kx: np.ndarray, ky: np.ndarray, flat: np.ndarray,
+              with_ctf: bool) -> tuple[Any, Any, np.ndarray]:
+    """C X (I, 1, J) of centred images, C^2 (I, J), and which images are good (I,)."""
+    xp, table = kernels.xp, particles.table
+    images, good = table.read_images(index)
+    transforms = kernels.rfft2(xp.asarray(images)).reshape(len(index), -1).take(xp.asarray(flat), axis=1)
+    values = xp.ones((len(index), len(kx)), dtype=xp.float32)
+    if with_ctf:
+        values = ctf(particles.parameters[index], kx, ky, table.box, table.pixel_size, xp=xp,
+                     intact_first_peak=particles.intact_first_peak)
+    transforms *= values * xp.float32(1 / table.box)
+    # One shift centres the particle and brings the image's centre to pixel 0.
+    shifts = (table.shifts[index] / table.pixel_size - table.box // 2)[:, None, :].astype(np.float32)
+    moved = kernels.shift_images(transforms, xp.asarray(shifts), xp.asarray(kx), xp.asarray(ky), table.box)
+    return moved, values * values, good

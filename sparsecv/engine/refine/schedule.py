@@ -21,7 +21,8 @@ from .state import HalfState, ParticleState, RefinementState
 GLOBAL_ORDER = 2  # 15 degrees: small enough to compare exhaustively, by matrix product
 FEWEST_ORIENTATIONS = 1500  # of the exhaustive level: point groups of high order start one level finer
 COARSE_MARGIN = 8.0  # nats: cells this far below the best at their own level are given up
-FINE_MARGIN = 7.0  # nats: samples this far below the best (1e-3) get no weight
+FINE_MARGIN = 5.5  # nats: samples this far below the best (0.4 %) get no weight
+LOCAL_CONFIDENCE = 0.7  # factor of the log-likelihood in local stages: see docs/decisions.md, "Confidence"
 CELLS_KEPT = 24
 FINE_CELLS = 8  # that are split once more in the fine stage
 SHIFTS_KEPT = 3
@@ -29,7 +30,7 @@ COARSE_PART = 0.5  # of the band: compared at the first level of a local search
 BAND_FSC = 0.143
 BAND_MARGIN = 2  # shells above the last with that FSC
 GROWTH, LEAST_GROWTH = 0.4, 4  # shells that are backprojected beyond the band, so that the FSC can show more
-NOTABLE_SHELLS = 1  # a fine iteration that widens the band by no more has converged
+NOTABLE_SHELLS = 1  # an iteration that widens the band by no more has converged
 RMS_PER_MEDIAN_2D, RMS_PER_MEDIAN_3D = 1 / 1.177, 1 / 1.538  # per axis, of the length of a Gaussian vector
 
 
@@ -113,7 +114,7 @@ def search_plan(
         grid = LocalGrid(steps[0], half.local_sigma_deg, draws.lattice_offset)
     levels = _levels(geometry, steps, band, stage)
     shifts = shift_lattice(half.reach_px, levels[0].shift_step, draws.shift_offset)
-    return SearchPlan(grid, levels, shifts, half.shift_sigma_px)
+    return SearchPlan(grid, levels, shifts, half.shift_sigma_px, 1.0 if stage == "global" else LOCAL_CONFIDENCE)
 
 
 def _levels(geometry: Geometry, steps: list[float], band: int, stage: str) -> tuple[Level, ...]:
@@ -175,7 +176,7 @@ def next_stage(state: RefinementState, finest_deg: float) -> str:
     """Stage after the iteration that ``state.history`` ends with.
 
     Global searches end when they move poses by less than their finest step. Local ones become fine when they have
-    stopped to widen the band. A fine stage lasts.
+    stopped to widen the band. The fine stage lasts to the end.
     """
     kept = ~state.particles.is_rejected
     if state.stage == "global":
@@ -192,4 +193,4 @@ def is_converged(state: RefinementState) -> bool:
 def _widened(state: RefinementState) -> bool:
     """Whether the last iteration lets the next compare clearly more shells than any before."""
     widest = max(entry["band"] for entry in state.history)
-    return state.band > widest + NOTABLE_SHELLS * (state.stage == "fine")
+    return state.band > widest + NOTABLE_SHELLS

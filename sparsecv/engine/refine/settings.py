@@ -97,7 +97,7 @@ class ReconstructSettings:
     data_dir: Path | None = option(None, "further folder in which image paths are looked up")
     threads: int = option(0, "threads; 0 takes all cores")
     device: str = option("auto", "where to compute", choices=DEVICES[:3])
-    batch_memory: float = option(256.0, "memory for one batch of images, MB", expert=True)
+    batch_memory: float = option(64.0, "memory for one batch of images, MB", expert=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "symmetry", parse_symmetry(self.symmetry)[0])

@@ -44,11 +44,10 @@ def map_to_volume(ops: Any, density: Any, last_shell: int) -> Any:
     big, c = PADDING * box, half_width(last_shell)
     padded = xp.zeros((big, big, big), dtype=xp.float32)
     corrected = correct_gridding(density, PADDING, "trilinear", xp)
-    # The map's centre (index box // 2) goes to voxel 0, so that phases are relative to it.
-    start = big - box // 2
-    index = xp.asarray((np.arange(box) + start) % big)
-    padded[index[:, None, None], index[None, :, None], index[None, None, :]] = corrected
+    for inner, outer in _octants(box, big):
+        padded[outer] = corrected[inner]
     transform = ops.rfftn(padded)
+    del padded, corrected  # gigabytes, at the largest boxes
     volume = xp.zeros((2 * c + 1, 2 * c + 1, c + 1), dtype=xp.complex64)
     reach = min(c, box - 1)
     for inner, outer in _quadrants(c, reach, big):
@@ -64,11 +63,21 @@ def volume_to_map(ops: Any, volume: Any, box: int, kernel: str) -> Any:
     transform = xp.zeros((big, big, big // 2 + 1), dtype=xp.complex64)
     for inner, outer in _quadrants(c, min(c, box - 1), big):
         transform[outer] = volume[inner]
+    del volume  # gigabytes, at the largest boxes
     transform *= xp.float32(box)
     padded = ops.irfftn(transform, big)
-    index = xp.asarray((np.arange(box) + big - box // 2) % big)
-    density = padded[index[:, None, None], index[None, :, None], index[None, None, :]]
-    return correct_gridding(density, PADDING, kernel, xp).astype(xp.float32)
+    del transform
+    density = xp.empty((box, box, box), dtype=xp.float32)
+    for inner, outer in _octants(box, big):
+        density[inner] = padded[outer]
+    return correct_gridding(density, PADDING, kernel, xp)
+
+
+def _octants(box: int, big: int) -> list[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+    """Index pairs (map, padded map) of the eight octants: the map's centre, box // 2, is voxel 0 of the padded one."""
+    half = box // 2
+    axis = (slice(half, box), slice(0, box - half)), (slice(0, half), slice(big - half, big))
+    return [((z[0], y[0], x[0]), (z[1], y[1], x[1])) for z in axis for y in axis for x in axis]
 
 
 def _quadrants(c: int, reach: int, big: int) -> list[tuple[tuple[slice, ...], tuple[slice, ...]]]:
@@ -91,8 +100,11 @@ def radial(ops: Any, values: np.ndarray, shape: tuple[int, ...]) -> Any:
     """Spread values per shell over a half volume of a shape; float32, 0 beyond the last shell."""
     xp, c = ops.xp, shape[2] - 1
     k = xp.arange(-c, c + 1, dtype=xp.float32)
-    radius = xp.sqrt(k[:, None, None] ** 2 + k[None, :, None] ** 2 + k[None, None, c:] ** 2) / PADDING
-    shell = xp.minimum(xp.rint(radius).astype(xp.int32), len(values))
+    radius = k[:, None, None] ** 2 + k[None, :, None] ** 2 + k[None, None, c:] ** 2
+    xp.sqrt(radius, out=radius)
+    radius /= PADDING
+    xp.rint(radius, out=radius)
+    shell = xp.minimum(radius, len(values)).astype(xp.int32)
     table = xp.asarray(np.append(values, 0).astype(np.float32))
     return table[shell]
 
@@ -189,12 +201,17 @@ class Accumulator:
         prior
             Prior precision per shell in the units of N, float64 (last_shell + 1,); None for no regularisation.
         """
-        xp = ops.xp
-        mean = self.mean_weight(ops)
-        floor = radial(ops, WEIGHT_FLOOR * mean, self.weight.shape)
-        denominator = xp.maximum(self.weight, floor)
-        inside = radial(ops, np.ones(self.last_shell + 1), self.weight.shape)
+        return volume_to_map(ops, self._quotient(ops, prior), self.box, self.kernel)
+
+    def _quotient(self, ops: Any, prior: np.ndarray | None) -> Any:
+        """B / (N + prior) up to the last shell, complex64; in place where it can be, as volumes are large."""
+        xp, shape = ops.xp, self.weight.shape
+        denominator = radial(ops, WEIGHT_FLOOR * self.mean_weight(ops), shape)
+        xp.maximum(denominator, self.weight, out=denominator)
         if prior is not None:
-            denominator = denominator + radial(ops, prior, self.weight.shape)
-        volume = xp.where(denominator > 0, self.data / xp.maximum(denominator, xp.float32(1e-30)), 0) * inside
-        return volume_to_map(ops, volume.astype(xp.complex64), self.box, self.kernel)
+            denominator += radial(ops, prior, shape)
+        xp.maximum(denominator, xp.float32(1e-30), out=denominator)  # where nothing was deposited, B is 0, too
+        volume = self.data / denominator
+        del denominator
+        volume *= radial(ops, np.ones(self.last_shell + 1), shape)
+        return volume
