@@ -16,7 +16,7 @@ from ..physics.masks import image_circle
 from ..physics.symmetry import symmetric_distance
 from .expectation import GridBank, Posterior, SearchPlan, search
 from .images import ImageBatch, ctf_images, shell_table, transform_images
-from .maximisation import SampleStatistics, accumulate, estimate_poses, sample_statistics
+from .maximisation import SampleStatistics, accumulate, estimate_poses, sample_statistics, thinned
 from .schedule import Draws, Geometry
 from .state import HalfState, ParticleState
 from .volumes import PADDING, Accumulator, map_to_volume
@@ -146,6 +146,7 @@ def expectation_maximisation(
     volume: Any,
     draws: Draws,
     accumulated: int,
+    most_slices: int,
     advance: Callable[[int], None],
 ) -> HalfResult:
     """One pass over the members of a half: posteriors, sums, and their new poses (written into ``state``).
@@ -158,6 +159,8 @@ def expectation_maximisation(
         Fourier volume of the half's reference, with shells up to ``accumulated``.
     accumulated
         Highest shell to backproject.
+    most_slices
+        Orientations of one image that are backprojected.
     advance
         Called with the number of images done, after each batch.
     """
@@ -178,7 +181,7 @@ def expectation_maximisation(
             batch = particles.batch(ops, index, state.shifts_px[index], state.norm[index], scale, half.noise)
             start = state.shifts_px[index] - batch.centre_px
             posterior = search(ops, volume, batch, plan, particles.disc, PADDING, state.rotations[index], start, bank)
-            accumulate(ops, batch, posterior, inner, accumulator)
+            accumulate(ops, batch, thinned(posterior, draws.uniform[index], most_slices), inner, accumulator)
             statistics = sample_statistics(
                 ops, volume, batch, posterior, draws.uniform[index], particles.disc, accumulated
             )

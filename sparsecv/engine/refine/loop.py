@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from ..physics.masks import fade_corners
+from ..validate.claims import Common
 from ..validate.fsc import fsc, resolution
 from .expectation import GridBank
 from .half import HalfResult, Particles, expectation_maximisation, reference_volume
 from .noise import grey_scale, update_noise, update_norm, update_scale
 from .regularisers import Evidence, Regularised, Regulariser
-from .schedule import Draws, is_converged, next_band, next_stage, search_plan, update_search
+from .schedule import MOST_SLICES, Draws, is_converged, next_band, next_stage, search_plan, update_search
 from .state import RefinementState
 from .volumes import PADDING, Accumulator, radial
 
@@ -75,6 +76,8 @@ class Refinement:
         Whether a global search may move the map's origin.
     on_batch
         Called as on_batch(done, total) during an iteration.
+    common
+        What the halves share, beyond which alone their FSC shows a resolution; None if that is not known.
     """
 
     ops: Any
@@ -90,6 +93,7 @@ class Refinement:
     scale_is_known: bool
     frame_is_free: bool
     on_batch: Callable[[int, int], None] = lambda done, total: None
+    common: Common | None = None
 
     @property
     def is_ready_to_finish(self) -> bool:
@@ -147,7 +151,7 @@ class Refinement:
 
         return expectation_maximisation(
             self.ops, self.particles, state.particles, half, members, self.quarters[members], plan, bank, volume,
-            draws, accumulated, advance,
+            draws, accumulated, MOST_SLICES[state.stage], advance,
         )  # fmt: skip
 
     def _centre_frame(self, results: list[HalfResult]) -> None:
@@ -231,8 +235,10 @@ class Refinement:
         """Plain numbers of the iteration that has just ended."""
         state, geometry = self.state, self.particles.geometry
         kept = ~state.particles.is_rejected
-        at = {name: resolution(curve, level, geometry.box, geometry.pixel_size).angstrom
-              for name, level in (("resolution_0143", 0.143), ("resolution_05", 0.5))}
+        found = [resolution(curve, level, geometry.box, geometry.pixel_size) for level in (0.143, 0.5)]
+        if self.common is not None and self.common.explains(found[0]):
+            found = [self.common.claim(one, geometry.length) for one in found]
+        at = {"resolution_0143": found[0].angstrom, "resolution_05": found[1].angstrom}
         return {
             "iteration": state.iteration,
             "stage": state.stage,

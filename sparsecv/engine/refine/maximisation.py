@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,39 @@ from ..physics.disc import Disc
 from .expectation import Posterior
 from .images import ImageBatch
 from .volumes import PADDING, Accumulator
+
+
+def thinned(posterior: Posterior, uniform: np.ndarray, most: int) -> Posterior:
+    """The posterior with at most ``most`` orientations for each image, by systematic sampling.
+
+    An image with more orientations keeps those that ``most`` equidistant points of its cumulative posterior hit, each
+    with the weight of its hits: no sum is biased, and neighbouring orientations, whose slices are nearly the same
+    anyway, are not all backprojected.
+
+    Parameters
+    ----------
+    uniform
+        (I,) numbers in [0, 1): offset of each image's points.
+    """
+    owner, count = posterior.owner, len(posterior.shifts)
+    marginal = posterior.weights.sum(axis=1, dtype=np.float64)
+    starts = np.searchsorted(owner, np.arange(count))
+    sizes = np.diff(np.append(starts, len(owner)))
+    if sizes.max() <= most:
+        return posterior
+    cumulative = np.cumsum(marginal)
+    before = cumulative[starts] - marginal[starts]
+    mass = np.maximum(cumulative[np.append(starts[1:], len(owner)) - 1] - before, 1e-30)
+    scaled = (cumulative - before[owner]) / mass[owner] * most - uniform[owner]
+    reached = np.floor(scaled) + 1  # points hit up to and including this orientation
+    previous = np.concatenate([[0.0], reached[:-1]])
+    previous[starts] = 0
+    hits = np.clip(reached, 0, most) - np.clip(previous, 0, most)
+    is_large = (sizes > most)[owner]
+    factor = np.where(is_large, hits * mass[owner] / (most * np.maximum(marginal, 1e-30)), 1.0)
+    kept = np.flatnonzero(factor > 0)
+    weights = posterior.weights[kept] * factor[kept, None].astype(np.float32)
+    return replace(posterior, owner=owner[kept], rotations=posterior.rotations[kept], weights=weights)
 
 
 def accumulate(ops: Any, batch: ImageBatch, posterior: Posterior, disc: Disc, accumulator: Accumulator) -> None:

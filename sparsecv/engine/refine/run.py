@@ -15,11 +15,11 @@ from sparsecv.kernels import gpu_problem, ops
 from ..io.mrc import read_map
 from ..io.particles import ParticleTable
 from ..physics.fourier import low_pass, resample
-from ..physics.masks import check_mask, sphere
+from ..physics.masks import check_mask, solvent_mask, sphere
 from ..physics.symmetry import symmetry_matrices
 from ..report.progress import Progress
 from ..threads import use_threads
-from ..validate.fsc import resolution
+from ..validate.claims import Common
 from ..validate.fsc_files import write_postprocess
 from ..validate.postprocess import PostprocessResult, postprocess
 from .checkpoint import load_checkpoint, save_checkpoint
@@ -135,7 +135,16 @@ def _prepare(settings: RefineSettings, kernels: Any, warn: Any, progress: Progre
         join_below=settings.join_below,
         scale_is_known=False,
         frame_is_free=settings.mask is None and not settings.local,
+        common=_common(settings, geometry),
     )
+
+
+def _common(settings: RefineSettings, geometry: Geometry) -> Common | None:
+    """What both halves know: the starting map, and what is averaged. None where the starting map was not filtered."""
+    if settings.initial_lowpass <= 0:
+        return None
+    finest = min(settings.initial_lowpass, settings.join_below or settings.initial_lowpass)
+    return Common(finest, geometry.diameter)
 
 
 def _diameter(settings: RefineSettings, table: ParticleTable) -> float:
@@ -280,6 +289,20 @@ def _line(entry: dict[str, Any]) -> str:
     )
 
 
+def _final_mask(
+    settings: RefineSettings, iteration: Iteration, pixel_size: float, radius_px: float, threads: int, warn: Any
+) -> np.ndarray:
+    """The mask given, or one made from the map; the particle's sphere where the map shows no particle."""
+    if settings.mask is not None:
+        return np.clip(read_map(settings.mask).data, 0, 1)
+    first, second = iteration.half_maps
+    try:
+        return solvent_mask((first + second) / 2, pixel_size, workers=threads)
+    except InputError as problem:
+        warn(f"no mask can be made from the map, a sphere is used instead: {problem}")
+        return sphere(len(first), radius_px)
+
+
 def _finish(
     refinement: Refinement, iteration: Iteration, settings: RefineSettings, status: Status, warnings: list[str],
     warn: Any, threads: int,
@@ -290,12 +313,12 @@ def _finish(
     write_data_star(folder / "run_data.star", refinement)
     write_rejected(folder / "rejected.star", table, refinement.state.rejected)
     write_model_star(folder / "run_model.star", refinement, iteration)
-    given = None if settings.mask is None else np.clip(read_map(settings.mask).data, 0, 1)
+    radius_px = refinement.particles.geometry.diameter / 2 / table.pixel_size
     mtf = table.optics[0].mtf
-    result = postprocess(*iteration.half_maps, table.pixel_size, mask=given,
-                         mtf=mtf if mtf and Path(mtf).is_file() else None,
-                         sphere_radius_px=refinement.particles.geometry.diameter / 2 / table.pixel_size,
-                         seed=settings.seed, workers=threads)  # fmt: skip
+    result = postprocess(*iteration.half_maps, table.pixel_size,
+                         mask=_final_mask(settings, iteration, table.pixel_size, radius_px, threads, warn),
+                         mtf=mtf if mtf and Path(mtf).is_file() else None, sphere_radius_px=radius_px,
+                         seed=settings.seed, workers=threads, common=refinement.common)  # fmt: skip
     write_postprocess(result, folder, half_names=(HALF_MAP.format(1), HALF_MAP.format(2)),
                       mask_name=None if settings.mask is None else str(settings.mask))
     for text in result.warnings:

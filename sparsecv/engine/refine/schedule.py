@@ -24,7 +24,7 @@ COARSE_MARGIN = 8.0  # nats: cells this far below the best at their own level ar
 FINE_MARGIN = 5.5  # nats: samples this far below the best (0.4 %) get no weight
 LOCAL_CONFIDENCE = 0.7  # factor of the log-likelihood in local stages: see docs/decisions.md, "Confidence"
 CELLS_KEPT = 24
-FINE_CELLS = 8  # that are split once more in the fine stage
+MOST_SLICES = {"global": 32, "local": 8, "fine": 8}  # backprojected for one image
 SHIFTS_KEPT = 3
 COARSE_PART = 0.5  # of the band: compared at the first level of a local search
 BAND_FSC = 0.143
@@ -120,24 +120,22 @@ def search_plan(
 def _levels(geometry: Geometry, steps: list[float], band: int, stage: str) -> tuple[Level, ...]:
     """Depth, shell and shift step of every level; the last compares the whole band."""
     depths = list(range(len(steps)))
-    shells = [min(band, geometry.shell_of_step(step)) for step in steps[:-1]] + [band]
+    shells = [min(band, geometry.shell_of_step(step)) for step in steps]
     if stage != "global":
-        # A few shells decide which of the neighbouring cells deserve the whole band.
+        # Half of the shells decide which of the neighbouring cells deserve the whole band, a quarter of the pixels.
+        depths += [depths[-1] + 1] if stage == "fine" else []
         coarse = max(3, round(COARSE_PART * band))
-        if len(steps) == 1:
-            depths, shells = [0, 0], [coarse, band]
-        else:
-            shells[0] = min(shells[0], coarse)
+        shells = [min(shell, coarse) for shell in (*shells, band)[: len(depths)]]
+        depths, shells = [*depths, depths[-1]], [*shells, band]
+    shells[-1] = band
     levels: list[Level] = []
     for depth, shell in zip(depths, shells, strict=True):
         shift_step = geometry.shift_step_of_shell(shell)
         if levels:
             before = levels[-1].shift_step
-            shift_step = before / 2 if shift_step < before / 1.5 else before
+            is_split = shift_step < before / 1.5 or stage == "fine"
+            shift_step = before / 2 if is_split else before
         levels.append(Level(depth, shell, shift_step, COARSE_MARGIN, CELLS_KEPT, SHIFTS_KEPT))
-    if stage == "fine":
-        levels[-1] = replace(levels[-1], keep=FINE_CELLS)
-        levels.append(replace(levels[-1], depth=depths[-1] + 1, shift_step=levels[-1].shift_step / 2))
     levels[-1] = replace(levels[-1], margin=FINE_MARGIN)
     return tuple(levels)
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from sparsecv.engine.errors import InputError
 from sparsecv.engine.physics.masks import check_mask, solvent_mask
+from sparsecv.engine.validate.claims import Common
 from sparsecv.engine.validate.fsc import (
     GOLD_STANDARD,
     HALF,
@@ -94,6 +95,7 @@ def postprocess(
     sphere_radius_px: float | None = None,
     seed: int = 1,
     workers: int = 1,
+    common: Common | None = None,
 ) -> PostprocessResult:
     """Estimate the resolution of two half maps, and sharpen and filter their average.
 
@@ -114,6 +116,8 @@ def postprocess(
         Of the sphere of the spherical curve, pixels; None: as large as the box allows.
     seed
         Of the random phases.
+    common
+        What the refinements of the halves shared; a resolution that this could explain is not claimed.
 
     Returns
     -------
@@ -141,6 +145,14 @@ def postprocess(
     warnings += [*curves.warnings, *said]
     box = average.shape[0]
     final = box * pixel_size / max(last_shell_above(curve, GOLD_STANDARD), 1)
+    found = [resolution(curve, threshold, box, pixel_size) for threshold in (GOLD_STANDARD, HALF)]
+    if common is not None and common.explains(found[0]):
+        warnings.append(
+            f"the halves correlate to {found[0].angstrom:.1f} A only, which noise aligned to one start can reach: "
+            f"no resolution beyond {common.resolution:g} A is claimed"
+        )
+        final = max(final, common.resolution)
+        found = [common.claim(one, box * pixel_size) for one in found]
     if not isinstance(mtf, MtfCurve | None):
         mtf = MtfCurve.read(mtf)
     steps = Sharpening(mtf, mtf_pixel_size, bfactor, autob_lowres, autob_highres, low_pass or final, fsc_weighting)
@@ -150,8 +162,8 @@ def postprocess(
         pixel_size=pixel_size,
         curves=curves,
         fsc=curve,
-        resolution_0143=resolution(curve, GOLD_STANDARD, box, pixel_size),
-        resolution_05=resolution(curve, HALF, box, pixel_size),
+        resolution_0143=found[0],
+        resolution_05=found[1],
         final_resolution=final,
         randomised_from=None if start is None else box * pixel_size / start,
         guinier=guinier,

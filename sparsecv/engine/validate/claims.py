@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which resolution two half maps may claim, given what their refinements had in common.
+
+Halves that start from one map are independent only beyond its resolution. Even pure noise comes out aligned to that map
+and correlates up to it, and a little further: images are compared inside a circle, which ties each Fourier coefficient
+to its neighbours. A coefficient s shells beyond the last common one takes over the part 2 J1(x) / x of its neighbour's
+alignment, x = pi s D / L for a circle of diameter D in a box of length L; from s = 3 L / D on this is less than a
+twelfth, and the correlation that it makes less than 0.143 unless the common shells correlate to 0.96 and more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from sparsecv.engine.validate.fsc import Resolution
+
+LEAK = 4.0  # s D / L up to which common alignment is felt; measured on noise: the last FSC above 0.143 was at 3.1
+
+
+@dataclass(frozen=True)
+class Common:
+    """What the halves of a refinement shared.
+
+    Attributes
+    ----------
+    resolution
+        Of the map that both started from, or up to which they were averaged, A; the finer of the two.
+    diameter
+        Of the circle inside which images were compared, A.
+    """
+
+    resolution: float
+    diameter: float
+
+    @property
+    def reach(self) -> float:
+        """Resolution in A beyond which correlation of the halves cannot come from what they shared."""
+        return 1 / (1 / self.resolution + LEAK / self.diameter)
+
+    def explains(self, found: Resolution) -> bool:
+        """Whether noise could have reached a resolution that is finer than the common one."""
+        return found.crossed and self.reach <= found.angstrom < self.resolution
+
+    def claim(self, found: Resolution, length: float) -> Resolution:
+        """The resolution found, or the common one where noise could have reached it; ``length``: of the box, A."""
+        if not self.explains(found):
+            return found
+        return replace(found, angstrom=self.resolution, shell=length / self.resolution)
