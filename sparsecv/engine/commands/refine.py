@@ -19,7 +19,14 @@ def run(settings: RefineSettings, save: Save) -> int:
     save(settings.output / "run.toml")
     progress = Progress()
     try:
-        refine(settings, progress)
+        result = refine(settings, progress)
+        found = result.postprocess
+        bfactor = "not fitted" if found.bfactor is None else f"{found.bfactor:.0f} A^2"
+        progress.line(
+            f"finished: {found.resolution_0143.angstrom:.2f} A at 0.143 and {found.resolution_05.angstrom:.2f} A at 0.5 "
+            f"(FSC of the half maps inside the solvent mask, corrected for it); B-factor {bfactor}"
+        )
+        progress.line(f"results in {settings.output}: run_class001.mrc, half maps, postprocess.mrc, run_data.star")
     finally:
         progress.close()
     return 0

@@ -18,8 +18,8 @@ from functools import lru_cache
 import healpix
 import numpy as np
 
-from .geometry import euler_to_matrix, rotvec_to_matrix
-from .symmetry import unique_directions
+from sparsecv.engine.physics.geometry import euler_to_matrix, rotvec_to_matrix
+from sparsecv.engine.physics.symmetry import unique_directions
 
 
 def angular_step(order: int) -> float:

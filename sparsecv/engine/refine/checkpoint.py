@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..io.atomic import atomic_write
-from .state import HalfState, ParticleState, RefinementState
+from sparsecv.engine.io.atomic import atomic_write
+from sparsecv.engine.refine.state import HalfState, ParticleState, RefinementState
 
 FORMAT = 1
 KEPT = 2

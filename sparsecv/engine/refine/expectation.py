@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from ..physics.disc import Disc
-from ..physics.sampling import GlobalGrid, LocalGrid
-from .images import ImageBatch
+from sparsecv.engine.physics.disc import Disc
+from sparsecv.engine.physics.sampling import GlobalGrid, LocalGrid
+from sparsecv.engine.refine.images import ImageBatch
 
 HOPELESS = np.float32(-1e30)  # score of a candidate that could not be computed
 SHIFT_CHILDREN = np.array([[-1, -1], [1, -1], [-1, 1], [1, 1]])

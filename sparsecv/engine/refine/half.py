@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from ..io.particles import ParticleTable
-from ..physics.ctf import CtfParameters
-from ..physics.disc import Disc, make_disc
-from ..physics.masks import image_circle
-from ..physics.symmetry import symmetric_distance
-from .expectation import GridBank, Posterior, SearchPlan, search
-from .images import ImageBatch, ctf_images, shell_table, transform_images
-from .maximisation import SampleStatistics, accumulate, estimate_poses, sample_statistics, thinned
-from .schedule import Draws, Geometry
-from .state import HalfState, ParticleState
-from .volumes import PADDING, Accumulator, map_to_volume
+from sparsecv.engine.io.particles import ParticleTable
+from sparsecv.engine.physics.ctf import CtfParameters
+from sparsecv.engine.physics.disc import Disc, make_disc
+from sparsecv.engine.physics.masks import image_circle
+from sparsecv.engine.physics.symmetry import symmetric_distance
+from sparsecv.engine.refine.expectation import GridBank, Posterior, SearchPlan, search
+from sparsecv.engine.refine.images import ImageBatch, ctf_images, shell_table, transform_images
+from sparsecv.engine.refine.maximisation import SampleStatistics, accumulate, estimate_poses, sample_statistics, thinned
+from sparsecv.engine.refine.schedule import Draws, Geometry
+from sparsecv.engine.refine.state import HalfState, ParticleState
+from sparsecv.engine.refine.volumes import PADDING, Accumulator, map_to_volume
 
 MODE_STEPS, MODE_DEG = 2.5, 3.0  # samples within 2.5 steps + 3 degrees of the best belong to the same mode
 SMALLEST_BATCH, LARGEST_BATCH = 16, 1024

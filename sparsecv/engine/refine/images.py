@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..physics.ctf import CtfParameters, ctf
-from ..physics.disc import Disc
+from sparsecv.engine.physics.ctf import CtfParameters, ctf
+from sparsecv.engine.physics.disc import Disc
 
 
 @dataclass

@@ -9,16 +9,24 @@ from typing import Any
 
 import numpy as np
 
-from ..physics.masks import fade_corners
-from ..validate.claims import Common
-from ..validate.fsc import fsc, resolution
-from .expectation import GridBank
-from .half import HalfResult, Particles, expectation_maximisation, reference_volume
-from .noise import grey_scale, update_noise, update_norm, update_scale
-from .regularisers import Evidence, Regularised, Regulariser
-from .schedule import MOST_SLICES, Draws, is_converged, next_band, next_stage, search_plan, update_search
-from .state import RefinementState
-from .volumes import PADDING, Accumulator, radial
+from sparsecv.engine.physics.masks import fade_corners
+from sparsecv.engine.refine.expectation import GridBank
+from sparsecv.engine.refine.half import HalfResult, Particles, expectation_maximisation, reference_volume
+from sparsecv.engine.refine.noise import grey_scale, update_noise, update_norm, update_scale
+from sparsecv.engine.refine.regularisers import Evidence, Regularised, Regulariser
+from sparsecv.engine.refine.schedule import (
+    MOST_SLICES,
+    Draws,
+    is_converged,
+    next_band,
+    next_stage,
+    search_plan,
+    update_search,
+)
+from sparsecv.engine.refine.state import RefinementState
+from sparsecv.engine.refine.volumes import PADDING, Accumulator, radial
+from sparsecv.engine.validate.claims import Common
+from sparsecv.engine.validate.fsc import fsc, resolution
 
 
 @dataclass

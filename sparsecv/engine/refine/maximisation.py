@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from ..physics.disc import Disc
-from .expectation import Posterior
-from .images import ImageBatch
-from .volumes import PADDING, Accumulator
+from sparsecv.engine.physics.disc import Disc
+from sparsecv.engine.refine.expectation import Posterior
+from sparsecv.engine.refine.images import ImageBatch
+from sparsecv.engine.refine.volumes import PADDING, Accumulator
 
 
 def thinned(posterior: Posterior, uniform: np.ndarray, most: int) -> Posterior:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .expectation import GridBank, SearchPlan, weighted_images
-from .half import HalfResult, Particles
-from .state import HalfState, ParticleState
+from sparsecv.engine.refine.expectation import GridBank, SearchPlan, weighted_images
+from sparsecv.engine.refine.half import HalfResult, Particles
+from sparsecv.engine.refine.state import HalfState, ParticleState
 
 LEAST_NOISE = 1e-12  # sigma^2: a shell without any power must not divide by zero
 SCALE_FSC = 0.75  # SSNR 3: shells that tell the scale of a group

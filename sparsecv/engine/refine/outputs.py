@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from ..io.atomic import atomic_text
-from ..io.mrc import write_map
-from ..io.particles import ParticleTable
-from ..io.star import StarFile
-from ..report.plots import plot_angles, plot_fsc, plot_slices
-from .loop import Iteration, Refinement
-from .noise import signal_to_noise
-from .state import RefinementState
+from sparsecv.engine.io.atomic import atomic_text
+from sparsecv.engine.io.mrc import write_map
+from sparsecv.engine.io.particles import ParticleTable
+from sparsecv.engine.io.star import StarFile
+from sparsecv.engine.refine.loop import Iteration, Refinement
+from sparsecv.engine.refine.noise import signal_to_noise
+from sparsecv.engine.refine.state import RefinementState
+from sparsecv.engine.report.plots import plot_angles, plot_fsc, plot_slices
 
 HALF_MAP = "run_half{}_class001_unfil.mrc"
 MAP = "run_class001.mrc"

@@ -8,18 +8,17 @@ from typing import Any
 
 import numpy as np
 
+from sparsecv.engine.io.mrc import write_map
+from sparsecv.engine.io.particles import ParticleTable
+from sparsecv.engine.physics.ctf import ctf
+from sparsecv.engine.physics.masks import fade_corners
+from sparsecv.engine.physics.symmetry import symmetry_matrices
+from sparsecv.engine.refine.half import Particles
+from sparsecv.engine.refine.schedule import Geometry
+from sparsecv.engine.refine.settings import ReconstructSettings
+from sparsecv.engine.refine.volumes import PADDING, Accumulator
+from sparsecv.engine.threads import use_threads
 from sparsecv.kernels import ops
-
-from ..io.mrc import write_map
-from ..io.particles import ParticleTable
-from ..physics.ctf import ctf
-from ..physics.masks import fade_corners
-from ..physics.symmetry import symmetry_matrices
-from ..threads import use_threads
-from .half import Particles
-from .schedule import Geometry
-from .settings import ReconstructSettings
-from .volumes import PADDING, Accumulator
 
 TRANSFORMED_AT_ONCE = 128  # images: their transforms still fit a processor's cache
 NEAR_DEG = 17.0  # views closer than this count as alike when images are put in order

@@ -10,23 +10,16 @@ from typing import Any
 import numpy as np
 
 from sparsecv.engine.errors import InputError
-from sparsecv.kernels import gpu_problem, ops
-
-from ..io.mrc import read_map
-from ..io.particles import ParticleTable
-from ..physics.fourier import low_pass, resample
-from ..physics.masks import check_mask, solvent_mask, sphere
-from ..physics.symmetry import symmetry_matrices
-from ..report.progress import Progress
-from ..threads import use_threads
-from ..validate.claims import Common
-from ..validate.fsc_files import write_postprocess
-from ..validate.postprocess import PostprocessResult, postprocess
-from .checkpoint import load_checkpoint, save_checkpoint
-from .half import Particles
-from .loop import Iteration, Refinement
-from .noise import image_power
-from .outputs import (
+from sparsecv.engine.io.mrc import read_map
+from sparsecv.engine.io.particles import ParticleTable
+from sparsecv.engine.physics.fourier import low_pass, resample
+from sparsecv.engine.physics.masks import check_mask, solvent_mask, sphere
+from sparsecv.engine.physics.symmetry import symmetry_matrices
+from sparsecv.engine.refine.checkpoint import load_checkpoint, save_checkpoint
+from sparsecv.engine.refine.half import Particles
+from sparsecv.engine.refine.loop import Iteration, Refinement
+from sparsecv.engine.refine.noise import image_power
+from sparsecv.engine.refine.outputs import (
     HALF_MAP,
     Status,
     write_data_star,
@@ -35,10 +28,16 @@ from .outputs import (
     write_model_star,
     write_rejected,
 )
-from .regularisers import Regulariser, Wiener
-from .schedule import Geometry
-from .settings import RefineSettings
-from .state import HalfState, ParticleState, RefinementState
+from sparsecv.engine.refine.regularisers import Regulariser, Wiener
+from sparsecv.engine.refine.schedule import Geometry
+from sparsecv.engine.refine.settings import RefineSettings
+from sparsecv.engine.refine.state import HalfState, ParticleState, RefinementState
+from sparsecv.engine.report.progress import Progress
+from sparsecv.engine.threads import use_threads
+from sparsecv.engine.validate.claims import Common
+from sparsecv.engine.validate.fsc_files import write_postprocess
+from sparsecv.engine.validate.postprocess import PostprocessResult, postprocess
+from sparsecv.kernels import gpu_problem, ops
 
 DIAMETER_OF_BOX = 0.9
 START_SHIFT_SIGMA = 10.0  # A: width of the first prior on shifts of a global search

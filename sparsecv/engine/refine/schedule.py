@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..physics.geometry import random_rotation
-from ..physics.sampling import GlobalGrid, LocalGrid, angular_step, shift_lattice
-from .expectation import Level, SearchPlan
-from .state import HalfState, ParticleState, RefinementState
+from sparsecv.engine.physics.geometry import random_rotation
+from sparsecv.engine.physics.sampling import GlobalGrid, LocalGrid, angular_step, shift_lattice
+from sparsecv.engine.refine.expectation import Level, SearchPlan
+from sparsecv.engine.refine.state import HalfState, ParticleState, RefinementState
 
 GLOBAL_ORDER = 2  # 15 degrees: small enough to compare exhaustively, by matrix product
 FEWEST_ORIENTATIONS = 1500  # of the exhaustive level: point groups of high order start one level finer

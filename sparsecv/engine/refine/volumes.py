@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..physics.gridding import correct_gridding
+from sparsecv.engine.physics.gridding import correct_gridding
 
 PADDING = 2  # oversampling of Fourier volumes, RELION's --pad 2
 WEIGHT_FLOOR = 1e-3  # of the shell's mean: RELION's floor where a direction was hardly seen

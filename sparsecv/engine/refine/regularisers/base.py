@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..volumes import Accumulator
+from sparsecv.engine.refine.volumes import Accumulator
 
 
 @dataclass

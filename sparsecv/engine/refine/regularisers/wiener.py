@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ..volumes import Accumulator
-from .base import Evidence, Regularised
+from sparsecv.engine.refine.regularisers.base import Evidence, Regularised
+from sparsecv.engine.refine.volumes import Accumulator
 
 LEAST_FSC, MOST_FSC = 0.001, 0.999  # RELION's limits, which keep SSNR finite and positive
 
