@@ -159,16 +159,17 @@ def machine() -> dict[str, str]:
     return found
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a Markdown table, as it stands in docs/benchmarks.md."""
+def table(name: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a Markdown table, and keep it in ``benchmarks/results/NAME.md`` for ``document.py``."""
     text = [[_cell(value) for value in row] for row in (header, *rows)]
     widths = [max(len(row[k]) for row in text) for k in range(len(header))]
-    print()
-    for number, row in enumerate(text):
-        print("| " + " | ".join(value.ljust(width) for value, width in zip(row, widths, strict=True)) + " |")
-        if number == 0:
-            print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    print(flush=True)
+    padded = [[value.ljust(width) for value, width in zip(row, widths, strict=True)] for row in text]
+    lines = [f"| {' | '.join(row)} |" for row in padded]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    drawn = "\n".join(lines)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.md").write_text(drawn + "\n")
+    print(f"\n{drawn}\n", flush=True)
 
 
 def _cell(value: object) -> str:

@@ -80,7 +80,8 @@ def main() -> None:
     found = {box: speeds(box) for box in given.boxes}
     names = list(next(iter(found.values())))
     print(f"{threads} thread(s), Mpix per second of CPU time; scores with {SHIFTS} shifts")
-    table(["box", *names], [[box, *(f"{speed:.1f}" for speed in row.values())] for box, row in found.items()])
+    rows = [[box, *(f"{speed:.1f}" for speed in row.values())] for box, row in found.items()]
+    table("kernels_cpu", ["box", *names], rows)
     save("kernels_cpu", {"threads": threads, "Mpix_per_s": found})
 
 

@@ -73,7 +73,7 @@ def main() -> None:
         figures[str(seed)] = {"usage": usage, "resolution": claimed}
     print(f"{given.particles} images of noise, box {given.box} px of {given.pixel_size:g} A, from a ball low-passed at "
           f"{LOW_PASS:g} A: resolution claimed, and where the curves fall below 0.143, A")  # fmt: skip
-    table(["seed", *claimed, f"claimed beyond {LOW_PASS:g} A", "CPU s"], rows)
+    table("noise_only", ["seed", *claimed, f"claimed beyond {LOW_PASS:g} A", "CPU s"], rows)
     save("noise_only", figures)
 
 

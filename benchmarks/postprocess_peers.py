@@ -140,12 +140,13 @@ def main() -> None:
         last = min(int(box * density.pixel_size / ours["resolution"]), box // 2 - NEAR_NYQUIST)
         again.append(reconstruct_again(bench, name, run, folder, last))
     print(f"\nlargest difference of FSC in any shell but the last {NEAR_NYQUIST}, to RELION's mean of {SEEDS} seeds")
-    table(["set", *COLUMNS, "spread of RELION's corrected", "resolution, A, ours / RELION's"], curves)
+    table("postprocess_fsc", ["set", *COLUMNS, "RELION's spread", "resolution, A, ours / RELION's"], curves)
     print("B-factors, A^2")
-    table(["set, range of the fit", "ours", "RELION's mean", "RELION's range", "difference"], bfactors)
+    table("postprocess_b", ["set, range of the fit", "ours", "RELION's mean", "RELION's range", "difference"], bfactors)
     print("run_data.star reconstructed again: lowest FSC with relion_reconstruct's map, up to the resolution")
-    table(["set", "sparsecv reconstruct", "the same, RELION with gridding", "our half maps, in the sphere",
-           "RELION's half maps, in the sphere"], again)  # fmt: skip
+    header = ("set", "sparsecv reconstruct", "the same, RELION with gridding", "our half maps, in the sphere",
+              "RELION's half maps, in the sphere")  # fmt: skip
+    table("postprocess_again", header, again)
     save("postprocess_peers", figures | {"reconstruct": again})
 
 

@@ -95,9 +95,9 @@ def main() -> None:
     bench.warm_up()
     maps = reconstruct(bench)
     print("map of the 219 tilt images; FSC of RELION's map with ours: lowest up to half of Nyquist, and beyond")
-    table(["program", "CPU s", "peak MB", "FSC, lower half", "FSC, upper half"], maps)
+    table("real_maps", ["program", "CPU s", "peak MB", "FSC, lower half", "FSC, upper half"], maps)
     files = read_all(bench.shared / "data")
-    table(["file", "images", "pixel size, A", "poses", "image data"], files)
+    table("real_files", ["file", "images", "pixel size, A", "poses", "image data"], files)
     save("real_data", {"maps": maps, "files": files})
 
 

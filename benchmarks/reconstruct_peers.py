@@ -15,6 +15,7 @@ from sparsecv.engine.io.mrc import read_map
 from sparsecv.engine.validate.fsc import fsc, resolution
 
 SET, PIXEL_SIZE = "gpcr96", "1.8"
+HEADER = ("program", "CPU s", "wall s", "peak MB", "FSC 0.5", "worst shell, unmasked", "worst shell, masked")
 MARGIN = 0.005  # of FSC, that a shell may fall behind
 
 
@@ -59,7 +60,7 @@ def main() -> None:
         rows.append(row)
     print(f"{SET}, all particles, true poses. FSC 0.5: against the truth, A, protein mask / unmasked. Worst shell:\n"
           f"the smallest difference of FSC to RELION's in shells 1 to {last}; {-MARGIN:g} is allowed")  # fmt: skip
-    table(["program", "CPU s", "wall s", "peak MB", "FSC 0.5", "worst shell, unmasked", "worst shell, masked"], rows)
+    table("reconstruct_peers", HEADER, rows)
     save("reconstruct_peers", {"usage": {name: usage for name, (usage, _) in runs.items()}, "curves": curves})
 
 

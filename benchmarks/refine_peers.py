@@ -26,6 +26,7 @@ RELION = (
     "--pad 2 --ctf --flatten_solvent --zero_mask --oversampling 1 --offset_step 2 --low_resol_join_halves 40 --norm "
     "--scale --j 1 --random_seed 1"
 ).split()
+HEADER = ("set", "program", "CPU s", "x ours", "wall s", "peak MB", "angle deg", "shift A", "FSC, own", "FSC, shared")
 GLOBAL = "--firstiter_cc --healpix_order 2 --maxsig 500".split()
 
 
@@ -107,20 +108,19 @@ def judge(bench: Bench, name: str, program: str, folder: Path, usage: Usage) -> 
     return Row(program, usage, evaluate(truth, star, *halves, symmetry), json.loads(answer.read_text()))
 
 
-def show(name: str, rows: list[Row]) -> None:
-    """Print the tables of one set."""
-    cells = []
+def cells_of(name: str, rows: list[Row]) -> list[list[object]]:
+    """Rows of the table for one set."""
+    cells: list[list[object]] = []
     for row in rows:
         ours, shared = row.ours, row.shared
         ratio = f"{row.usage.cpu_s / rows[0].usage.cpu_s:.1f}" if row is not rows[0] else "1"
         cells.append([
-            row.program, f"{row.usage.cpu_s:.0f}", ratio, f"{row.usage.wall_s:.0f}", f"{row.usage.peak_mb:.0f}",
+            name, row.program, f"{row.usage.cpu_s:.0f}", ratio, f"{row.usage.wall_s:.0f}", f"{row.usage.peak_mb:.0f}",
             f"{ours.angle_deg:.2f}", f"{ours.shift_A:.2f}",
             f"{ours.fsc05['average masked']:.2f} / {ours.fsc05['average unmasked']:.2f}",
             f"{shared['halfavg_vs_truth_protein_mask']['0.5']:.2f} / {shared['halfavg_vs_truth_unmasked']['0.5']:.2f}",
         ])  # fmt: skip
-    print(f"\n{name}: FSC is the half maps' average against the truth at 0.5, in A: protein mask / unmasked")
-    table(["program", "CPU s", "x ours", "wall s", "peak MB", "angle deg", "shift A", "FSC, own", "FSC, shared"], cells)
+    return cells
 
 
 def main() -> None:
@@ -131,6 +131,7 @@ def main() -> None:
     cold = bench.warm_up()
     print(f"first run after installation, with the compilation of the kernels: {cold.cpu_s:.0f} s CPU", flush=True)
     with_relion = bench.peers and has("relion_refine_mpi")
+    cells: list[list[object]] = []
     figures: dict[str, Any] = {"compilation_and_check": asdict(cold)}
     for name in given.sets:
         folder = bench.work / f"sparsecv_{name}"
@@ -139,8 +140,10 @@ def main() -> None:
             folder = bench.work / f"relion_{name}"
             usage = run_relion(bench, name, folder, keep=given.keep or given.keep_peers)
             rows.append(judge(bench, name, "RELION", folder, usage))
-        show(name, rows)
+        cells += cells_of(name, rows)
         figures[name] = [asdict(row) for row in rows]
+        print("FSC: the half maps' average against the truth at 0.5, A, protein mask / unmasked")
+        table("refine_peers", HEADER, cells)
     save("refine_peers", figures)
 
 

@@ -22,9 +22,9 @@ def found(angstrom: float, crossed: bool = True) -> Resolution:
 
 def test_what_noise_can_reach_is_not_claimed():
     common = Common(40.0, 160.0)
-    assert common.reach == pytest.approx(20.0)
+    assert common.reach == pytest.approx(1 / (1 / 40 + 5 / 160))
     assert common.claim(found(26.7), 192.0) == found(40.0)
-    assert common.claim(found(19.9), 192.0) == found(19.9)
+    assert common.claim(found(17.7), 192.0) == found(17.7)
     assert common.claim(found(55.0), 192.0) == found(55.0)
     at_nyquist = found(25.0, crossed=False)  # the curve goes on beyond what the box can show
     assert common.claim(at_nyquist, 192.0) == at_nyquist

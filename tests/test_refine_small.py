@@ -182,6 +182,8 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(data: SimulatedFile
     _, said = process.communicate(timeout=60)
     assert process.returncode == cli.TERMINATED, said
     assert not (out / "run_class001.mrc").exists() and not list(out.glob(".*.part"))
+    status = json.loads((out / "status.json").read_text())
+    assert (status["state"], status["error"]) == ("failed", "Terminated")
     assert refine(data, out, *SHORT, "--continue") == 0
     assert_same_results(short, out)
 
@@ -193,6 +195,35 @@ def test_threads_change_nothing_but_rounding(data: SimulatedFiles, short: Path, 
         assert np.linalg.norm(one - two) < 1e-3 * np.linalg.norm(one)
     turned, _ = pose_errors(tmp_path / "run_data.star", short / "run_data.star")
     assert turned < 0.01
+
+
+def test_a_new_run_leaves_nothing_of_the_one_before(data: SimulatedFiles, short: Path, tmp_path: Path) -> None:
+    shutil.copytree(short, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "notes.txt").write_text("not ours")
+    assert refine(data, tmp_path, "--iterations", 1) == 0
+    assert sorted(path.name for path in tmp_path.glob("run_it*")) == [
+        "run_it001_angles.png", "run_it001_fsc.png", "run_it001_slices.png"
+    ]
+    assert (tmp_path / "notes.txt").exists()
+    assert "iterations = 1\n" in (tmp_path / "run.toml").read_text()
+
+
+def test_results_of_a_run_can_be_the_input_of_the_next(data: SimulatedFiles, short: Path, tmp_path: Path) -> None:
+    shutil.copytree(short, tmp_path, dirs_exist_ok=True)
+    words = ("--local", "--iterations", 1, "--reference", tmp_path / "run_class001.mrc", "--data-dir", data.stack.parent)
+    assert refine(data, tmp_path, *words, particles=tmp_path / "run_data.star") == 0
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "finished"
+
+
+def test_a_run_that_fails_says_so(data: SimulatedFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sparsecv.engine.refine.run.save_checkpoint", fail)
+    assert refine(data, tmp_path) == cli.DISK
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert status["state"] == "failed" and "No space left" in status["error"]
+    assert status["iteration"] == len(status["history"]) == 1
 
 
 # --------------------------------------------------------------------------------------------------- other modes
@@ -267,6 +298,27 @@ def test_wrong_inputs_are_named_before_the_first_iteration(data: SimulatedFiles,
     )
     assert "one of Cn and Dn" in refusal(capsys, data, out, "--symmetry", "Q3")
     assert "orientations" in refusal(capsys, data, out, "--local")
+
+
+def test_a_refused_command_leaves_an_earlier_run_alone(data: SimulatedFiles, short: Path, tmp_path: Path,
+                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(short, tmp_path, dirs_exist_ok=True)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert refine(data, tmp_path, "--mask", tmp_path / "absent.mrc") == cli.WRONG_INPUT
+    assert refine(data, tmp_path, *SHORT, "--continue", "--seed", 2) == cli.WRONG_INPUT
+    assert "absent.mrc" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("words", [["--halves"], ["--subset", "2"]])
+def test_half_sets_that_are_not_there_are_not_reconstructed(data: SimulatedFiles, tmp_path: Path, words: list[str],
+                                                            capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "map.mrc"
+    given = ["reconstruct", "--particles", str(data.truth), "--output", str(out), "--threads", "1", *words]
+    assert cli.main(given) == cli.WRONG_INPUT
+    number = 1 if words == ["--halves"] else 2
+    assert f"{data.truth}: no particle is in half set {number}; rule: column rlnRandomSubset" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_reference_of_another_box_is_resampled_with_a_note(data: SimulatedFiles, tmp_path: Path,

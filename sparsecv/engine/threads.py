@@ -1,11 +1,28 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""How many threads the compiled loops and the linear algebra use."""
+"""What the process asks of the machine: threads for compiled loops and linear algebra, and memory."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+LARGEST_INT = 2**31 - 1
 VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory for the next allocation instead of giving it back to the system.
+
+    Batches come and go as arrays of megabytes, each of which the system would clear page by page: a sixth of the
+    processor time of a reconstruction. Nothing happens where the C library is another one.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, LARGEST_INT)
 
 
 def available_cores() -> int:

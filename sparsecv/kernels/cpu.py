@@ -46,6 +46,14 @@ def irfftn(transform: Any, box: int) -> Any:
 
 # ---------------------------------------------------------------------------------------------- slices and scores
 @_compile
+def _axes(a, padding):
+    """Steps in x, y and z of the volume per step of kx and of ky: v = padding A^T k."""
+    return (
+        padding * a[0, 0], padding * a[1, 0], padding * a[0, 1], padding * a[1, 1], padding * a[0, 2], padding * a[1, 2]
+    )  # fmt: skip
+
+
+@_compile
 def _slice_into(out, volume, ny, nx, a, kx, ky, padding):
     """Trilinear slice of one rotation into out (2J,), real and imaginary parts interleaved.
 
@@ -53,9 +61,7 @@ def _slice_into(out, volume, ny, nx, a, kx, ky, padding):
     consecutive numbers (two neighbours in x), which the compiler turns into vector instructions.
     """
     c = np.float32((ny - 1) // 2)
-    xx, xy = padding * a[0, 0], padding * a[1, 0]
-    yx, yy = padding * a[0, 1], padding * a[1, 1]
-    zx, zy = padding * a[0, 2], padding * a[1, 2]
+    xx, xy, yx, yy, zx, zy = _axes(a, padding)
     one = np.float32(1)
     row, plane = np.int64(2 * nx), np.int64(2 * nx) * ny
     for j in range(kx.shape[0]):
@@ -181,9 +187,7 @@ def _weighted_slice(pairs, total, images, ctf2, i, weights):
 def _deposit_trilinear(volume, ny, nx, pairs, total, a, kx, ky, padding):
     """Adjoint of the trilinear slice; a voxel of the flat volume is (real, imaginary, weight, unused)."""
     c = np.float32((ny - 1) // 2)
-    xx, xy = padding * a[0, 0], padding * a[1, 0]
-    yx, yy = padding * a[0, 1], padding * a[1, 1]
-    zx, zy = padding * a[0, 2], padding * a[1, 2]
+    xx, xy, yx, yy, zx, zy = _axes(a, padding)
     one = np.float32(1)
     row, plane = np.int64(4 * nx), np.int64(4 * nx) * ny
     for j in range(kx.shape[0]):
@@ -221,9 +225,7 @@ def _deposit_gaussian(volume, ny, nx, pairs, total, a, kx, ky, padding):
     """27 neighbours weighted by exp(-d^2 / 2); a neighbour at x = -1 is folded onto its Friedel mate."""
     centre = np.int64((ny - 1) // 2)
     row, plane = np.int64(4 * nx), np.int64(4 * nx) * ny
-    xx, xy = padding * a[0, 0], padding * a[1, 0]
-    yx, yy = padding * a[0, 1], padding * a[1, 1]
-    zx, zy = padding * a[0, 2], padding * a[1, 2]
+    xx, xy, yx, yy, zx, zy = _axes(a, padding)
     one, half = np.float32(1), np.float32(0.5)
     ex, ey, ez = np.empty(3, np.float32), np.empty(3, np.float32), np.empty(3, np.float32)
     for j in range(kx.shape[0]):

@@ -10,21 +10,19 @@ SETTINGS = RefineSettings
 
 
 def run(settings: RefineSettings, save: Save) -> int:
-    """Refine, and keep the settings in the output folder from the start on."""
+    """Refine, and keep the settings in the output folder once every input has been checked."""
     from sparsecv.engine.refine.run import refine
     from sparsecv.engine.report.progress import Progress
 
     check_device(settings.device)
-    settings.output.mkdir(parents=True, exist_ok=True)
-    save(settings.output / "run.toml")
     progress = Progress()
     try:
-        result = refine(settings, progress)
+        result = refine(settings, progress, on_start=lambda: save(settings.output / "run.toml"))
         found = result.postprocess
         bfactor = "not fitted" if found.bfactor is None else f"{found.bfactor:.0f} A^2"
         progress.line(
-            f"finished: {found.resolution_0143.angstrom:.2f} A at 0.143 and {found.resolution_05.angstrom:.2f} A at 0.5 "
-            f"(FSC of the half maps inside the solvent mask, corrected for it); B-factor {bfactor}"
+            f"finished: {found.resolution_0143.angstrom:.2f} A at 0.143 and {found.resolution_05.angstrom:.2f} A at "
+            f"0.5 (FSC of the half maps inside the solvent mask, corrected for it); B-factor {bfactor}"
         )
         progress.line(f"results in {settings.output}: run_class001.mrc, half maps, postprocess.mrc, run_data.star")
     finally:

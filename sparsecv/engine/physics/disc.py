@@ -62,8 +62,8 @@ class Disc:
 def make_disc(box: int, last_shell: int | None = None) -> Disc:
     """Disc of a box up to a shell (default: the last whole one below Nyquist)."""
     limit = (box - 1) // 2 if last_shell is None else min(last_shell, (box - 1) // 2)
-    ky, kx = np.meshgrid(np.arange(-limit, limit + 1), np.arange(0, limit + 1), indexing="ij")
-    ky, kx = ky.ravel(), kx.ravel()
+    grid = np.meshgrid(np.arange(-limit, limit + 1), np.arange(0, limit + 1), indexing="ij")
+    ky, kx = grid[0].ravel(), grid[1].ravel()
     shell = np.rint(np.hypot(kx, ky)).astype(np.int32)
     keep = (shell <= limit) & ((kx > 0) | (ky > 0))
     kx, ky, shell = kx[keep], ky[keep], shell[keep]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial.transform import Rotation
 
 
 def euler_to_matrix(rot: ArrayLike, tilt: ArrayLike, psi: ArrayLike) -> NDArray[np.float64]:
@@ -30,8 +29,20 @@ def euler_to_matrix(rot: ArrayLike, tilt: ArrayLike, psi: ArrayLike) -> NDArray[
     >>> euler_to_matrix([0.0], [0.0], [90.0])[0].round(6) @ [1, 0, 0]
     array([ 0., -1.,  0.])
     """
-    angles = np.stack([np.atleast_1d(np.asarray(a, dtype=np.float64)) for a in (rot, tilt, psi)], axis=1)
-    return Rotation.from_euler("ZYZ", angles, degrees=True).as_matrix().transpose(0, 2, 1)
+    a, b, c = (np.deg2rad(np.atleast_1d(np.asarray(angle, dtype=np.float64))) for angle in (rot, tilt, psi))
+    return _about_z(c) @ _about_y(b) @ _about_z(a)
+
+
+def _about_z(angle: NDArray[np.float64]) -> NDArray[np.float64]:
+    """RELION's passive rotation about z, radians (n,) -> (n, 3, 3)."""
+    c, s, zero, one = np.cos(angle), np.sin(angle), np.zeros_like(angle), np.ones_like(angle)
+    return np.stack([c, s, zero, -s, c, zero, zero, zero, one], axis=-1).reshape(-1, 3, 3)
+
+
+def _about_y(angle: NDArray[np.float64]) -> NDArray[np.float64]:
+    """RELION's passive rotation about y, radians (n,) -> (n, 3, 3)."""
+    c, s, zero, one = np.cos(angle), np.sin(angle), np.zeros_like(angle), np.ones_like(angle)
+    return np.stack([c, zero, -s, zero, one, zero, s, zero, c], axis=-1).reshape(-1, 3, 3)
 
 
 def matrix_to_euler(matrices: ArrayLike) -> NDArray[np.float64]:
@@ -55,11 +66,22 @@ def angular_distance(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]
 
 
 def rotvec_to_matrix(vectors: ArrayLike) -> NDArray[np.float64]:
-    """Rotation matrices of rotation vectors in radians, shapes (n, 3) -> (n, 3, 3)."""
-    return Rotation.from_rotvec(np.asarray(vectors, dtype=np.float64)).as_matrix()
+    """Rotation matrices of rotation vectors in radians, shapes (n, 3) -> (n, 3, 3), by Rodrigues' formula.
+
+    R = 1 + sin(a)/a K + (1 - cos(a))/a^2 K^2 with K v = w x v and a = |w|; sinc keeps it exact for small angles.
+    """
+    w = np.asarray(vectors, dtype=np.float64)
+    angle = np.linalg.norm(w, axis=1)[:, None, None]
+    zero = np.zeros(len(w))
+    cross = np.stack([zero, -w[:, 2], w[:, 1], w[:, 2], zero, -w[:, 0], -w[:, 1], w[:, 0], zero], axis=-1)
+    cross = cross.reshape(-1, 3, 3)
+    half = np.sinc(angle / (2 * np.pi)) ** 2 / 2  # (1 - cos a) / a^2 = sin^2(a/2) / (a^2 / 2)
+    return np.eye(3) + np.sinc(angle / np.pi) * cross + half * (cross @ cross)
 
 
 def random_rotation(rng: np.random.Generator) -> NDArray[np.float64]:
-    """One rotation matrix from the uniform distribution, shape (3, 3)."""
+    """One rotation matrix from the uniform distribution, shape (3, 3): that of a random unit quaternion."""
     quaternion = rng.standard_normal(4)
-    return Rotation.from_quat(quaternion / np.linalg.norm(quaternion)).as_matrix()
+    w, vector = quaternion[0], quaternion[1:]
+    size = np.linalg.norm(vector)
+    return rotvec_to_matrix((2 * np.arctan2(size, w) * vector / size)[None])[0]

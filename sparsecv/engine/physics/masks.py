@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from sparsecv.engine.errors import InputError
 from sparsecv.engine.physics.fourier import check_cubic
@@ -112,6 +111,8 @@ def solvent_level(values: np.ndarray, bins: int = 512) -> tuple[float, float]:
     level, spread
         The mode of the smoothed histogram, and 1.4826 times the median distance of what lies below it.
     """
+    from scipy import ndimage  # takes as long to import as a small reconstruction takes
+
     low, high = (float(v) for v in np.quantile(values, (0.001, 0.999)))
     if not high > low:  # nearly every voxel is the same: no noise
         return low, 0.0
@@ -213,6 +214,8 @@ def solvent_mask(
 
 def _large_components(core: np.ndarray) -> np.ndarray:
     """The connected parts that are not small against the largest, with their cavities filled."""
+    from scipy import ndimage  # takes as long to import as a small reconstruction takes
+
     labels, count = ndimage.label(core)
     if count == 0:
         return core
@@ -225,6 +228,8 @@ def _large_components(core: np.ndarray) -> np.ndarray:
 
 def _soft_edge(core: np.ndarray, extend_px: float, edge_px: float) -> np.ndarray:
     """Grow a binary volume and surround it by a raised cosine, working only in the box that the result can reach."""
+    from scipy import ndimage  # takes as long to import as a small reconstruction takes
+
     reach = int(np.ceil(extend_px + edge_px)) + 1
     window = []
     for axis in range(3):

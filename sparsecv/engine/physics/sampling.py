@@ -64,7 +64,6 @@ class GlobalGrid:
     def rotations(self, cells: np.ndarray, level: int) -> np.ndarray:
         """Rotations of the centres of cells, float64 (n, 3, 3); level 0 is the coarsest."""
         order = self.order + level
-        rot, tilt = _all_directions(order)
         psi = (cells[:, 1] + 0.5) * angular_step(order)
         # Rz(psi) @ (Ry(tilt) Rz(rot) turn): the direction part is looked up, as cells repeat directions many times.
         directions = _direction_matrices(order)[cells[:, 0]] @ self.turn

@@ -21,9 +21,9 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial.transform import Rotation
 
 from sparsecv.engine.errors import InputError
+from sparsecv.engine.physics.geometry import rotvec_to_matrix
 
 RULE = "one of Cn and Dn (n from 1), T, O, I, I1, I2, I3, I4"
 LARGEST_ORDER = 999  # of an axis: RELION reads at most three digits
@@ -113,7 +113,7 @@ def _group(canonical: str, size: int) -> NDArray[np.float64]:
     if canonical[0] in "CD":
         order = int(canonical[1:])
         turns = 2 * np.pi / order * np.arange(order)
-        group = Rotation.from_rotvec(np.outer(turns, (0, 0, 1))).as_matrix()
+        group = rotvec_to_matrix(np.outer(turns, (0, 0, 1)))
         if canonical[0] == "D":
             half_turn = np.diag([1.0, -1.0, -1.0])
             group = np.concatenate([group, group @ half_turn])
@@ -125,7 +125,7 @@ def _group(canonical: str, size: int) -> NDArray[np.float64]:
 
 def _axis_rotation(order: int, axis: tuple[float, float, float]) -> NDArray[np.float64]:
     unit = np.array(axis) / np.linalg.norm(axis)
-    return Rotation.from_rotvec(2 * np.pi / order * unit).as_matrix()
+    return rotvec_to_matrix(2 * np.pi / order * unit[None])[0]
 
 
 def _closure(generators: list[NDArray[np.float64]], size: int) -> NDArray[np.float64]:
@@ -138,8 +138,9 @@ def _closure(generators: list[NDArray[np.float64]], size: int) -> NDArray[np.flo
                 group.append(product)
         if len(group) > size:
             raise RuntimeError(f"generators give more than the {size} elements of their group")
-    # Projection on SO(3) takes out the rounding of up to ten factors.
-    return Rotation.from_matrix(np.stack(group)).as_matrix()
+    # The nearest rotations (polar decomposition): takes out the rounding of up to ten factors.
+    u, _, v = np.linalg.svd(np.stack(group))
+    return u @ v
 
 
 def unique_directions(directions: ArrayLike, matrices: ArrayLike) -> NDArray[np.bool_]:

@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,7 +53,7 @@ def save_checkpoint(folder: Path, state: RefinementState, identity: dict[str, ob
     arrays["plain"] = np.frombuffer(json.dumps(plain).encode(), dtype=np.uint8)
     path = checkpoint_path(folder, state.iteration)
     with atomic_write(path) as temporary, open(temporary, "wb") as stream:
-        np.savez(stream, **arrays)
+        np.savez(stream, **arrays)  # type: ignore[arg-type]  # NumPy's own types take the arrays for its options
     for old in _all(folder)[KEPT:]:
         old.unlink()
     return path
@@ -63,19 +64,24 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[Refineme
     for path in _all(folder):
         try:
             return _read(path)
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except Exception as error:  # the readers of zip, npy and JSON each show damage in several ways
             warn(f"{path} is damaged ({error}); the checkpoint before it is used")
     return None
 
 
 def _all(folder: Path) -> list[Path]:
     """Checkpoints of a folder, newest first."""
-    found = [(int(match[1]), path) for path in folder.glob("run_it*_checkpoint.npz") if (match := NAME.fullmatch(path.name))]
+    matches = ((NAME.fullmatch(path.name), path) for path in folder.glob("run_it*_checkpoint.npz"))
+    found = [(int(match[1]), path) for match, path in matches if match]
     return [path for _, path in sorted(found, reverse=True)]
 
 
 def _read(path: Path) -> tuple[RefinementState, dict[str, object]]:
-    with np.load(path, allow_pickle=False) as stored:
+    with open(path, "rb") as stream:
+        if not zipfile.is_zipfile(stream):
+            raise ValueError("it has no table of contents")
+        stream.seek(0)
+        stored = np.load(stream, allow_pickle=False)
         arrays = {name: stored[name] for name in stored.files}
     plain = json.loads(arrays["plain"].tobytes())
     if plain["format"] != FORMAT:
@@ -83,8 +89,9 @@ def _read(path: Path) -> tuple[RefinementState, dict[str, object]]:
     particles = ParticleState(**{f.name: arrays[f"particles.{f.name}"] for f in fields(ParticleState)})
     halves = []
     for number in (1, 2):
-        values = {f.name: arrays[f"half{number}.{f.name}"] for f in fields(HalfState)}
-        halves.append(HalfState(**{name: value if value.ndim else float(value) for name, value in values.items()}))
+        stored_half = ((f.name, arrays[f"half{number}.{f.name}"]) for f in fields(HalfState))
+        values: dict[str, Any] = {name: value if value.ndim else float(value) for name, value in stored_half}
+        halves.append(HalfState(**values))
     state = RefinementState(
         particles=particles,
         halves=(halves[0], halves[1]),

@@ -21,7 +21,7 @@ from sparsecv.engine.physics.disc import Disc
 from sparsecv.engine.physics.sampling import GlobalGrid, LocalGrid
 from sparsecv.engine.refine.images import ImageBatch
 
-HOPELESS = np.float32(-1e30)  # score of a candidate that could not be computed
+HOPELESS = -1e30  # score of a candidate that could not be computed
 SHIFT_CHILDREN = np.array([[-1, -1], [1, -1], [-1, 1], [1, 1]])
 
 
@@ -135,7 +135,7 @@ class GridBank:
         self.power *= np.float32(factor**2)
 
 
-def search(
+def find_posterior(
     ops: Any,
     volume: Any,
     batch: ImageBatch,

@@ -14,12 +14,12 @@ from sparsecv.engine.physics.ctf import CtfParameters
 from sparsecv.engine.physics.disc import Disc, make_disc
 from sparsecv.engine.physics.masks import image_circle
 from sparsecv.engine.physics.symmetry import symmetric_distance
-from sparsecv.engine.refine.expectation import GridBank, Posterior, SearchPlan, search
+from sparsecv.engine.refine.expectation import GridBank, Posterior, SearchPlan, find_posterior
 from sparsecv.engine.refine.images import ImageBatch, ctf_images, shell_table, transform_images
 from sparsecv.engine.refine.maximisation import SampleStatistics, accumulate, estimate_poses, sample_statistics, thinned
 from sparsecv.engine.refine.schedule import Draws, Geometry
 from sparsecv.engine.refine.state import HalfState, ParticleState
-from sparsecv.engine.refine.volumes import PADDING, Accumulator, map_to_volume
+from sparsecv.engine.refine.volumes import PADDING, Accumulator
 
 MODE_STEPS, MODE_DEG = 2.5, 3.0  # samples within 2.5 steps + 3 degrees of the best belong to the same mode
 SMALLEST_BATCH, LARGEST_BATCH = 16, 1024
@@ -99,9 +99,78 @@ class Particles:
         return np.maximum(np.diff(self.disc.offsets), 1)
 
 
+@dataclass(frozen=True)
+class Search:
+    """What the images of one half are compared with in one iteration, and what is made of it.
+
+    Attributes
+    ----------
+    plan
+        Orientations and shifts, coarse to fine.
+    volume
+        Fourier volume of the half's reference, with shells up to ``last_shell``.
+    bank
+        Slices of the shared grid for a global search; None for a local one.
+    draws
+        Random numbers of the iteration.
+    last_shell
+        Highest shell to backproject.
+    most_slices
+        Orientations of one image that are backprojected.
+    """
+
+    plan: SearchPlan
+    volume: Any
+    bank: GridBank | None
+    draws: Draws
+    last_shell: int
+    most_slices: int
+
+    @property
+    def finest_deg(self) -> float:
+        """Angular step of the last level."""
+        return self.plan.grid.step(self.plan.levels[-1].depth)
+
+
+@dataclass
+class Residuals:
+    """Sums over the images of a half, for noise spectra, scales and norms.
+
+    Attributes
+    ----------
+    residual, counts
+        (optics groups, shells) and (groups,): for the noise spectra.
+    cross, signal
+        (scale groups, shells): for the scale correction.
+    factors
+        (m,) residual power of each image over that expected: for the norm correction.
+    """
+
+    residual: np.ndarray
+    counts: np.ndarray
+    cross: np.ndarray
+    signal: np.ndarray
+    factors: np.ndarray
+
+    @classmethod
+    def empty(cls, half: HalfState, members: int) -> Residuals:
+        """Sums over nothing yet."""
+        (groups, shells), scales = half.noise.shape, len(half.scale)
+        return cls(np.zeros((groups, shells)), np.zeros(groups), np.zeros((scales, shells)), np.zeros((scales, shells)),
+                   np.ones(members))
+
+    def add(self, table: ParticleTable, index: np.ndarray, statistics: SampleStatistics, good: np.ndarray) -> None:
+        """Add the images ``index`` (rows of the table) that are good (I,)."""
+        optics, group = table.optics_index[index[good]], table.group_index[index[good]]
+        np.add.at(self.residual, optics, statistics.residual[good])
+        np.add.at(self.counts, optics, 1)
+        np.add.at(self.cross, group, statistics.cross[good])
+        np.add.at(self.signal, group, statistics.signal[good])
+
+
 @dataclass
 class HalfResult:
-    """Sums of one half over an iteration.
+    """What one half has made of an iteration.
 
     Attributes
     ----------
@@ -111,22 +180,14 @@ class HalfResult:
         Angular step of the last level of the search.
     quarters
         Completed accumulators.
-    residual, counts
-        (optics groups, shells) and (groups,): for the noise spectra.
-    cross, signal
-        (scale groups, shells): for the scale correction.
-    factors
-        (m,) residual power of each image over that expected: for the norm correction.
+    residuals
+        Sums for noise, scales and norms.
     """
 
     members: np.ndarray
     finest_deg: float
     quarters: tuple[Accumulator, Accumulator]
-    residual: np.ndarray
-    counts: np.ndarray
-    cross: np.ndarray
-    signal: np.ndarray
-    factors: np.ndarray
+    residuals: Residuals
 
     @property
     def total(self) -> Accumulator:
@@ -141,12 +202,7 @@ def expectation_maximisation(
     half: HalfState,
     members: np.ndarray,
     quarters: np.ndarray,
-    plan: SearchPlan,
-    bank: GridBank | None,
-    volume: Any,
-    draws: Draws,
-    accumulated: int,
-    most_slices: int,
+    search: Search,
     advance: Callable[[int], None],
 ) -> HalfResult:
     """One pass over the members of a half: posteriors, sums, and their new poses (written into ``state``).
@@ -155,47 +211,47 @@ def expectation_maximisation(
     ----------
     members, quarters
         (m,) rows of the half's particles, and their quarter, 0 or 1.
-    volume
-        Fourier volume of the half's reference, with shells up to ``accumulated``.
-    accumulated
-        Highest shell to backproject.
-    most_slices
-        Orientations of one image that are backprojected.
     advance
-        Called with the number of images done, after each batch.
+        Called with the number of images done so far, after each batch.
     """
-    table, shells = particles.table, len(half.noise[0])
-    groups, n_scales = len(table.optics), len(half.scale)
-    residual, counts = np.zeros((groups, shells)), np.zeros(groups)
-    cross, signal = np.zeros((n_scales, shells)), np.zeros((n_scales, shells))
-    factors = np.ones(len(members))
-    inner = particles.disc.crop(accumulated)
-    mode_deg = MODE_STEPS * plan.grid.step(plan.levels[-1].depth) + MODE_DEG
-    size = particles.batch_size(plan, 0 if bank is None else len(bank.cells))
-    sums = []
+    residuals = Residuals.empty(half, len(members))
+    size = particles.batch_size(search.plan, 0 if search.bank is None else len(search.bank.cells))
+    sums, done = [], 0
     for quarter in (0, 1):
-        accumulator = Accumulator.empty(ops, particles.geometry.box, accumulated, particles.kernel)
+        accumulator = Accumulator.empty(ops, particles.geometry.box, search.last_shell, particles.kernel)
         for rows in _batches(np.flatnonzero(quarters == quarter), size):
-            index = members[rows]
-            scale = half.scale[table.group_index[index]]
-            batch = particles.batch(ops, index, state.shifts_px[index], state.norm[index], scale, half.noise)
-            start = state.shifts_px[index] - batch.centre_px
-            posterior = search(ops, volume, batch, plan, particles.disc, PADDING, state.rotations[index], start, bank)
-            accumulate(ops, batch, thinned(posterior, draws.uniform[index], most_slices), inner, accumulator)
-            statistics = sample_statistics(
-                ops, volume, batch, posterior, draws.uniform[index], particles.disc, accumulated
-            )
-            good = np.isfinite(posterior.log_evidence)
-            factors[rows] = _residual_factors(particles, statistics, half.noise[table.optics_index[index]])
-            np.add.at(residual, table.optics_index[index[good]], statistics.residual[good])
-            np.add.at(counts, table.optics_index[index[good]], 1)
-            np.add.at(cross, table.group_index[index[good]], statistics.cross[good])
-            np.add.at(signal, table.group_index[index[good]], statistics.signal[good])
-            _store_poses(state, batch, posterior, mode_deg, particles.matrices)
-            advance(len(rows))
+            _add_batch(ops, particles, state, half, members[rows], rows, search, accumulator, residuals)
+            done += len(rows)
+            advance(done)
         sums.append(accumulator.completed(ops, particles.matrices))
-    finest = plan.grid.step(plan.levels[-1].depth)
-    return HalfResult(members, finest, (sums[0], sums[1]), residual, counts, cross, signal, factors)
+    return HalfResult(members, search.finest_deg, (sums[0], sums[1]), residuals)
+
+
+def _add_batch(
+    ops: Any,
+    particles: Particles,
+    state: ParticleState,
+    half: HalfState,
+    index: np.ndarray,
+    rows: np.ndarray,
+    search: Search,
+    accumulator: Accumulator,
+    residuals: Residuals,
+) -> None:
+    """Posteriors of the images ``index`` of the table, which are ``rows`` of the members; all sums and new poses."""
+    table = particles.table
+    scale, uniform = half.scale[table.group_index[index]], search.draws.uniform[index]
+    batch = particles.batch(ops, index, state.shifts_px[index], state.norm[index], scale, half.noise)
+    start = state.shifts_px[index] - batch.centre_px
+    posterior = find_posterior(
+        ops, search.volume, batch, search.plan, particles.disc, PADDING, state.rotations[index], start, search.bank
+    )
+    inner = particles.disc.crop(search.last_shell)
+    accumulate(ops, batch, thinned(posterior, uniform, search.most_slices), inner, accumulator)
+    statistics = sample_statistics(ops, search.volume, batch, posterior, uniform, particles.disc, search.last_shell)
+    residuals.factors[rows] = _residual_factors(particles, statistics, half.noise[table.optics_index[index]])
+    residuals.add(table, index, statistics, np.isfinite(posterior.log_evidence))
+    _store_poses(state, batch, posterior, MODE_STEPS * search.finest_deg + MODE_DEG, particles.matrices)
 
 
 def _batches(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
@@ -225,8 +281,3 @@ def _store_poses(
     state.best_probability[rows] = posterior.best_probability[good]
     state.significant[rows] = posterior.significant[good]
     state.is_rejected[index[~good]] = True
-
-
-def reference_volume(ops: Any, half: HalfState, accumulated: int) -> Any:
-    """Fourier volume of a half's reference for slicing."""
-    return map_to_volume(ops, ops.xp.asarray(half.reference), accumulated)

@@ -75,7 +75,9 @@ def transform_images(ops: Any, images: Any, centre_px: np.ndarray, circle: Any, 
     return masked.astype(xp.complex64), unmasked.astype(xp.complex64)
 
 
-def ctf_images(ops: Any, parameters: CtfParameters, scale: np.ndarray, disc: Disc, pixel_size: float, **options: bool) -> Any:
+def ctf_images(
+    ops: Any, parameters: CtfParameters, scale: np.ndarray, disc: Disc, pixel_size: float, **options: bool
+) -> Any:
     """CTF of each image at the disc's pixels times the scale of its group, (I, J) float32."""
     values = ctf(parameters, disc.kx, disc.ky, disc.box, pixel_size, xp=ops.xp, **options)
     if np.any(scale != 1):

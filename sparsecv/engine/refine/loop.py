@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from sparsecv.engine.errors import InputError
 from sparsecv.engine.physics.masks import fade_corners
-from sparsecv.engine.refine.expectation import GridBank
-from sparsecv.engine.refine.half import HalfResult, Particles, expectation_maximisation, reference_volume
-from sparsecv.engine.refine.noise import grey_scale, update_noise, update_norm, update_scale
+from sparsecv.engine.refine.expectation import GridBank, SearchPlan
+from sparsecv.engine.refine.half import HalfResult, Particles, Search, expectation_maximisation
+from sparsecv.engine.refine.joining import frame_shift, joined_map, share_low_resolution
+from sparsecv.engine.refine.noise import grey_scale, grey_scale_at_poses, update_noise, update_norm, update_scale
 from sparsecv.engine.refine.regularisers import Evidence, Regularised, Regulariser
 from sparsecv.engine.refine.schedule import (
     MOST_SLICES,
@@ -23,8 +25,8 @@ from sparsecv.engine.refine.schedule import (
     search_plan,
     update_search,
 )
-from sparsecv.engine.refine.state import RefinementState
-from sparsecv.engine.refine.volumes import PADDING, Accumulator, radial
+from sparsecv.engine.refine.state import HalfState, RefinementState
+from sparsecv.engine.refine.volumes import PADDING, map_to_volume
 from sparsecv.engine.validate.claims import Common
 from sparsecv.engine.validate.fsc import fsc, resolution
 
@@ -78,14 +80,14 @@ class Refinement:
         Of everything random.
     join_below
         Resolution in A below which the halves are averaged; 0 never.
-    scale_is_known
-        Whether the reference has the grey scale of the images.
     frame_is_free
         Whether a global search may move the map's origin.
     on_batch
         Called as on_batch(done, total) during an iteration.
     common
         What the halves share, beyond which alone their FSC shows a resolution; None if that is not known.
+    grey_scales
+        Factor that brought the starting reference to the grey scale of the images, for each half.
     """
 
     ops: Any
@@ -98,10 +100,10 @@ class Refinement:
     quarters: np.ndarray
     seed: int
     join_below: float
-    scale_is_known: bool
     frame_is_free: bool
     on_batch: Callable[[int, int], None] = lambda done, total: None
     common: Common | None = None
+    grey_scales: list[float] = field(default_factory=list)
 
     @property
     def is_ready_to_finish(self) -> bool:
@@ -122,114 +124,100 @@ class Refinement:
         maps = tuple(self.ops.to_host(fade_corners(result.total.solve(self.ops), self.ops.xp)) for result in results)
         curve = fsc(maps[0] * self.sphere, maps[1] * self.sphere)
         curve[accumulated + 1 :] = 0
-        joined, regularised = None, ()
+        joined: np.ndarray | None = None
+        regularised: tuple[Regularised, ...] = ()
         if is_last:
-            joined = self._join(results[0].total + results[1].total, curve)
+            joined = joined_map(self.ops, results[0].total + results[1].total, curve, self.support)
         else:
             regularised = self._regularise(results, curve)
         gain = np.sum([quarter.mean_weight(self.ops) for result in results for quarter in result.quarters], axis=0)
-        self._update(results, curve, accumulated, is_last)
+        bands = [found.band for found in regularised]
+        band = state.band if is_last else next_band(geometry, curve, accumulated, bands)
+        self._update(results, curve, band, is_last)
         return Iteration((maps[0], maps[1]), joined, curve, regularised, gain)
 
     # ------------------------------------------------------------------------------------------------- the steps
     def _members(self, number: int) -> np.ndarray:
         return np.flatnonzero((self.halves == number + 1) & ~self.state.particles.is_rejected)
 
-    def _expectation_maximisation(self, number: int, accumulated: int) -> HalfResult:
-        state, half = self.state, self.state.halves[number]
+    def _search(self, number: int, accumulated: int, members: np.ndarray) -> Search:
+        """Plan and reference of a half's next search; a reference of unknown grey scale is brought to the images'."""
+        state, half, ops = self.state, self.state.halves[number], self.ops
         draws = Draws.of(self.seed, state.iteration + 1, len(self.halves))
         plan = search_plan(self.particles.geometry, state.band, half, self.particles.matrices, draws, state.stage)
-        members = self._members(number)
-        volume = reference_volume(self.ops, half, accumulated)
-        bank = None
-        if not state.is_local:
-            bank = GridBank(self.ops, volume, plan, self.particles.disc, PADDING)
-        if not self.scale_is_known and state.iteration == 0 and bank is not None:
-            factor = grey_scale(self.ops, self.particles, state.particles, half, members, plan, bank)
+        volume = map_to_volume(ops, ops.xp.asarray(half.reference), accumulated)
+        bank = None if state.is_local else GridBank(ops, volume, plan, self.particles.disc, PADDING)
+        if state.iteration == 0:
+            factor = self._grey_scale(half, members, plan, bank, volume)
             half.reference = half.reference * np.float32(factor)
             volume = volume * np.float32(factor)
-            bank.scale(factor)
-        total = len(self._members(0)) + len(self._members(1))
-        done = number * (total - len(members))
+            if bank is not None:
+                bank.scale(factor)
+        return Search(plan, volume, bank, draws, accumulated, MOST_SLICES[state.stage])
 
-        def advance(images: int) -> None:
-            nonlocal done
-            done += images
-            self.on_batch(done, total)
+    def _grey_scale(
+        self, half: HalfState, members: np.ndarray, plan: SearchPlan, bank: GridBank | None, volume: Any
+    ) -> float:
+        """Factor of the starting reference of a half; it is also kept in ``grey_scales``."""
+        particles, state = self.particles, self.state
+        if bank is not None:
+            factor = grey_scale(self.ops, particles, state.particles, half, members, plan, bank)
+        else:
+            spared = min(state.band, particles.geometry.shell_of_step(2 * half.local_sigma_deg))
+            factor = grey_scale_at_poses(self.ops, particles, state.particles, half, members, volume, spared)
+        if factor <= 0:
+            raise InputError("the reference does not fit the images at their poses", value=round(factor, 4),
+                             item="scale of the reference", rule="positive", remedy="invert the contrast of the images "
+                             "or of the reference (particles are white), or check the hand and the poses")
+        self.grey_scales.append(factor)
+        return factor
 
+    def _expectation_maximisation(self, number: int, accumulated: int) -> HalfResult:
+        members = [self._members(0), self._members(1)]
+        own, before = members[number], number * len(members[0])
+        total = len(members[0]) + len(members[1])
         return expectation_maximisation(
-            self.ops, self.particles, state.particles, half, members, self.quarters[members], plan, bank, volume,
-            draws, accumulated, MOST_SLICES[state.stage], advance,
+            self.ops, self.particles, self.state.particles, self.state.halves[number], own, self.quarters[own],
+            self._search(number, accumulated, own), lambda done: self.on_batch(before + done, total),
         )  # fmt: skip
 
     def _centre_frame(self, results: list[HalfResult]) -> None:
-        """Move the map's origin to where the particles' shifts are smallest.
-
-        Map moved by -t and origins by -(A t)_xy together leave every image's likelihood as it is, so that the prior on
-        shifts alone decides: t = argmin sum_i |o_i - (A_i t)_xy|^2. Expectation maximisation would get there as well,
-        in hundreds of iterations; until then the map stays where a poor start (a reference without the detergent belt
-        that the images show) has put it. Both halves move alike. A point group allows t along its axis only.
-        """
+        """Move the map's origin to where the particles' shifts are smallest; both halves move alike."""
         particles = self.state.particles
         rows = np.concatenate([result.members for result in results])
         rows = rows[~particles.is_rejected[rows]]
-        views, shifts = particles.rotations[rows][:, :2], particles.shifts_px[rows]
-        normal = np.einsum("nki,nkj->ij", views, views)
-        t = np.linalg.lstsq(normal, np.einsum("nki,nk->i", views, shifts), rcond=None)[0]
-        t = self.particles.matrices.mean(axis=0) @ t
-        particles.shifts_px[rows] -= views @ t
+        shift = frame_shift(particles.rotations[rows], particles.shifts_px[rows], self.particles.matrices)
+        particles.shifts_px[rows] -= particles.rotations[rows][:, :2] @ shift
         for result in results:
-            first, second = (quarter.moved(self.ops, -t) for quarter in result.quarters)
+            first, second = (quarter.moved(self.ops, -shift) for quarter in result.quarters)
             result.quarters = (first, second)
 
     def _regularise(self, results: list[HalfResult], curve: np.ndarray) -> tuple[Regularised, ...]:
-        geometry, out = self.particles.geometry, []
-        quarters = [list(result.quarters) for result in results]
+        """The next references, each from its own half but for the low resolution that both share."""
+        geometry = self.particles.geometry
+        pairs = list(zip(results[0].quarters, results[1].quarters, strict=True))
         if self.join_below > 0:
-            self._join_low_resolution(quarters, curve)
-        for number, half in enumerate(self.state.halves):
-            previous = self.ops.xp.asarray(half.reference)
-            evidence = Evidence(
-                (quarters[number][0], quarters[number][1]), previous, curve, self.support, geometry.box,
-                geometry.pixel_size,
-            )  # fmt: skip
-            regularised = self.regulariser.regularise(self.ops, evidence)
-            half.reference = self.ops.to_host(regularised.reference).astype(np.float32)
-            out.append(regularised)
-        return tuple(out)
+            current = resolution(curve, 0.5, geometry.box, geometry.pixel_size).angstrom
+            last = geometry.shell_of(max(self.join_below, current))
+            pairs = [share_low_resolution(self.ops, first, second, last) for first, second in pairs]
+        regularised = []
+        for half, quarters in zip(self.state.halves, zip(*pairs, strict=True), strict=True):
+            evidence = Evidence((quarters[0], quarters[1]), self.ops.xp.asarray(half.reference), curve, self.support,
+                                geometry.box, geometry.pixel_size)
+            found = self.regulariser.regularise(self.ops, evidence)
+            half.reference = self.ops.to_host(found.reference).astype(np.float32)
+            regularised.append(found)
+        return tuple(regularised)
 
-    def _join_low_resolution(self, quarters: list[list[Accumulator]], curve: np.ndarray) -> None:
-        """Average the halves, quarter by quarter, below max(join_below, current resolution): they stay in one frame."""
-        geometry, xp = self.particles.geometry, self.ops.xp
-        current = resolution(curve, 0.5, geometry.box, geometry.pixel_size).angstrom
-        last = geometry.shell_of(max(self.join_below, current))
-        for quarter in (0, 1):
-            first, second = quarters[0][quarter], quarters[1][quarter]
-            low = radial(self.ops, np.arange(first.last_shell + 1) <= last, first.weight.shape) > 0
-            data, weight = (first.data + second.data) / 2, (first.weight + second.weight) / 2
-            for number, own in enumerate((first, second)):
-                quarters[number][quarter] = replace(
-                    own, data=xp.where(low, data, own.data), weight=xp.where(low, weight, own.weight)
-                )
-
-    def _join(self, total: Accumulator, curve: np.ndarray) -> np.ndarray:
-        """Wiener-filtered map of all particles: the FSC of the whole is 2 FSC / (1 + FSC)."""
-        clipped = np.clip(curve[: total.last_shell + 1], 0.001, 0.999)
-        prior = total.mean_weight(self.ops) * (1 - clipped) / (2 * clipped)
-        density = total.solve(self.ops, prior)
-        return np.asarray(self.ops.to_host(density * self.support))
-
-    def _update(self, results: list[HalfResult], curve: np.ndarray, accumulated: int, is_last: bool) -> None:
-        """Noise, scales, widths of the next search, band, and history."""
+    def _update(self, results: list[HalfResult], curve: np.ndarray, band: int, is_last: bool) -> None:
+        """History, noise, scales, and what the next search compares and how widely."""
         state, geometry = self.state, self.particles.geometry
         particles, finest = state.particles, results[0].finest_deg
         for row in np.flatnonzero(particles.is_rejected):
             state.rejected.setdefault(int(row), "no orientation has a finite likelihood")
         state.iteration += 1
         state.history.append(self._summary(curve, finest, is_last))
-        state.fsc = curve
-        if not is_last:
-            state.band = next_band(geometry, curve, accumulated)
+        state.fsc, state.band = curve, band
         before, after = state.stage, next_stage(state, finest)
         for half, result in zip(state.halves, results, strict=True):
             update_noise(self.particles, half, result)

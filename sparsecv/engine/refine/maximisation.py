@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from sparsecv.engine.physics.disc import Disc
+from sparsecv.engine.physics.geometry import rotvec_to_matrix
 from sparsecv.engine.refine.expectation import Posterior
 from sparsecv.engine.refine.images import ImageBatch
 from sparsecv.engine.refine.volumes import PADDING, Accumulator
@@ -177,10 +177,8 @@ def estimate_poses(posterior: Posterior, mode_radius: float) -> PoseEstimates:
     total = np.maximum(np.bincount(owner, weight, count), 1e-30)
     mean = np.stack([np.bincount(owner, weight * vectors[:, k], count) for k in range(3)], axis=1) / total[:, None]
     square = np.bincount(owner, weight * ((vectors - mean[owner]) ** 2).sum(axis=1), count) / total
-    rotations = np.matmul(Rotation.from_rotvec(mean).as_matrix(), centre)
+    rotations = np.matmul(rotvec_to_matrix(mean), centre)
     near = posterior.weights * (weight > 0)[:, None]
-    shifts = np.stack(
-        [np.bincount(owner, (near * posterior.shifts[owner, :, k]).sum(axis=1, dtype=np.float64), count) for k in (0, 1)],
-        axis=1,
-    )
+    weighted = [(near * posterior.shifts[owner, :, k]).sum(axis=1, dtype=np.float64) for k in (0, 1)]
+    shifts = np.stack([np.bincount(owner, values, count) for values in weighted], axis=1)
     return PoseEstimates(rotations, shifts / total[:, None], np.rad2deg(np.sqrt(square)))

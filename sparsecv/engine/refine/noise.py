@@ -10,6 +10,7 @@ import numpy as np
 from sparsecv.engine.refine.expectation import GridBank, SearchPlan, weighted_images
 from sparsecv.engine.refine.half import HalfResult, Particles
 from sparsecv.engine.refine.state import HalfState, ParticleState
+from sparsecv.engine.refine.volumes import PADDING
 
 LEAST_NOISE = 1e-12  # sigma^2: a shell without any power must not divide by zero
 SCALE_FSC = 0.75  # SSNR 3: shells that tell the scale of a group
@@ -58,16 +59,16 @@ def _spectra(particles: Particles, total: np.ndarray, counts: np.ndarray) -> np.
 
 def update_noise(particles: Particles, half: HalfState, result: HalfResult) -> None:
     """New noise spectra of a half from its residuals; a group without particles keeps its own."""
-    spectra = _spectra(particles, result.residual, result.counts)
-    half.noise = np.where(result.counts[:, None] > 0, spectra, half.noise)
+    spectra = _spectra(particles, result.residuals.residual, result.residuals.counts)
+    half.noise = np.where(result.residuals.counts[:, None] > 0, spectra, half.noise)
 
 
 def update_scale(half: HalfState, result: HalfResult, fsc: np.ndarray) -> None:
     """Scale of each group relative to the mean, sum XA / sum A^2 over well-determined shells [RELION]."""
     low = np.flatnonzero(fsc[1:] < SCALE_FSC)
     last = int(low[0]) if len(low) else len(fsc) - 1
-    cross = result.cross[:, 1 : last + 1].sum(axis=1)
-    signal = result.signal[:, 1 : last + 1].sum(axis=1)
+    cross = result.residuals.cross[:, 1 : last + 1].sum(axis=1)
+    signal = result.residuals.signal[:, 1 : last + 1].sum(axis=1)
     known = signal > 0
     if last < 1 or np.count_nonzero(known) < 2:
         return
@@ -80,10 +81,15 @@ def update_scale(half: HalfState, result: HalfResult, fsc: np.ndarray) -> None:
 
 def update_norm(state: ParticleState, result: HalfResult) -> None:
     """Factors by which images are divided, so that their residuals fit one noise spectrum; mean 1 in a half."""
-    norm = state.norm[result.members] * np.sqrt(np.clip(result.factors, 1 / NORM_LIMIT**2, NORM_LIMIT**2))
+    factors = result.residuals.factors
+    known = ~state.is_rejected[result.members] & np.isfinite(factors)
+    members = result.members[known]
+    if not len(members):
+        return
+    norm = state.norm[members] * np.sqrt(np.clip(factors[known], 1 / NORM_LIMIT**2, NORM_LIMIT**2))
     middle = np.median(norm)
     norm = np.clip(norm, middle / NORM_LIMIT, middle * NORM_LIMIT)
-    state.norm[result.members] = norm / norm.mean()
+    state.norm[members] = norm / norm.mean()
 
 
 def grey_scale(
@@ -126,3 +132,29 @@ def grey_scale(
             break
         scale_factor = sums[0] / sums[1]
     return float(scale_factor)
+
+
+def grey_scale_at_poses(
+    ops: Any, particles: Particles, state: ParticleState, half: HalfState, members: np.ndarray, volume: Any,
+    last_shell: int,
+) -> float:  # fmt: skip
+    """The same factor where poses are given: sum Re <a, P> / sum c |P|^2 over shells that the poses' errors spare.
+
+    Negative where the reference has the opposite contrast of the images.
+    """
+    xp, disc = ops.xp, particles.disc.crop(last_shell)
+    kx, ky = xp.asarray(disc.kx), xp.asarray(disc.ky)
+    sums = np.zeros(2)
+    index = members[:GREY_IMAGES]
+    for start in range(0, len(index), size := particles.batch_size(None, 0)):
+        rows = index[start : start + size]
+        scale = half.scale[particles.table.group_index[rows]]
+        batch = particles.batch(ops, rows, state.shifts_px[rows], state.norm[rows], scale, half.noise)
+        images, ctf2 = weighted_images(batch, len(disc))
+        shifts = (state.shifts_px[rows] - batch.centre_px)[:, None, :].astype(np.float32)
+        moved = ops.shift_images(images, xp.asarray(shifts), kx, ky, disc.box)
+        rotations = xp.asarray(state.rotations[rows].astype(np.float32))
+        owner = xp.arange(len(rows), dtype=xp.int32)
+        cross, norm = ops.score_candidates(volume, rotations, owner, moved, ctf2, kx, ky, PADDING)
+        sums += float(cross.sum()), float(norm.sum())
+    return float(sums[0] / sums[1]) if sums[1] > 0 else 1.0

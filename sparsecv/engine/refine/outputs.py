@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,26 @@ from sparsecv.engine.report.plots import plot_angles, plot_fsc, plot_slices
 
 HALF_MAP = "run_half{}_class001_unfil.mrc"
 MAP = "run_class001.mrc"
+WRITTEN = (  # patterns of all that a refinement writes, but for its settings
+    "run_it[0-9]*_*.png", "run_it[0-9]*_checkpoint.npz", HALF_MAP.format("[12]"), MAP, "run_data.star",
+    "run_model.star", "rejected.star", "postprocess.mrc", "postprocess_masked.mrc", "postprocess_mask.mrc",
+    "postprocess.star", "postprocess_fsc.xml", "status.json",
+)  # fmt: skip
+
+
+def remove_results(folder: Path, keep: Iterable[Path | None]) -> None:
+    """Remove what an earlier refinement has left in a folder, so that files of two runs never stand side by side.
+
+    Parameters
+    ----------
+    keep
+        Inputs of the new run, which may be results of the old one.
+    """
+    inputs = {path.resolve() for path in keep if path is not None}
+    for pattern in WRITTEN:
+        for path in folder.glob(pattern):
+            if path.resolve() not in inputs:
+                path.unlink()
 
 
 def write_iteration_pictures(folder: Path, refinement: Refinement, iteration: Iteration, regulariser: str) -> None:
@@ -32,7 +52,8 @@ def write_iteration_pictures(folder: Path, refinement: Refinement, iteration: It
     title = f"iteration {state.iteration}"
     plot_fsc(folder / f"{prefix}_fsc.png", {"half maps, sphere": iteration.fsc}, geometry.box, geometry.pixel_size,
              title=f"FSC, {title}")
-    shown = iteration.joined if iteration.joined is not None else sum(h.reference for h in state.halves) / 2
+    average = (state.halves[0].reference + state.halves[1].reference) / 2
+    shown = average if iteration.joined is None else iteration.joined
     plot_slices(folder / f"{prefix}_slices.png", shown, geometry.pixel_size, title=f"Map ({regulariser}), {title}")
     kept = ~state.particles.is_rejected
     plot_angles(folder / f"{prefix}_angles.png", state.particles.rotations[kept],

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.mrc import write_map
 from sparsecv.engine.io.particles import ParticleTable
 from sparsecv.engine.physics.ctf import ctf
@@ -17,7 +18,7 @@ from sparsecv.engine.refine.half import Particles
 from sparsecv.engine.refine.schedule import Geometry
 from sparsecv.engine.refine.settings import ReconstructSettings
 from sparsecv.engine.refine.volumes import PADDING, Accumulator
-from sparsecv.engine.threads import use_threads
+from sparsecv.engine.threads import keep_freed_memory, use_threads
 from sparsecv.kernels import ops
 
 TRANSFORMED_AT_ONCE = 128  # images: their transforms still fit a processor's cache
@@ -30,22 +31,20 @@ def reconstruct(settings: ReconstructSettings) -> list[Path]:
     Unregularised and unmasked but for the box's corners: V = sum C X / sum C^2, corrected for the kernel.
     """
     use_threads(settings.threads)
+    keep_freed_memory()
     kernels = ops(settings.device)
     table = ParticleTable.read(settings.particles, settings.data_dir, independent_halves=False)
+    rotations, groups = table.rotations, _groups(settings, table)
     geometry = Geometry(table.box, table.pixel_size, table.box * table.pixel_size)
     matrices = symmetry_matrices(settings.symmetry)
     particles = Particles.of(kernels, table, geometry, matrices, settings.batch_memory,
                              intact_first_peak=settings.intact_first_peak, kernel=settings.kernel)
     last = geometry.shell_of(settings.resolution) if settings.resolution > 0 else geometry.nyquist_shell
-    table.rotations  # noqa: B018 - raises where there are no poses
-    if settings.halves:
-        groups = {f"_half{number}": np.flatnonzero(table.halves == number) for number in (1, 2)}
-    elif settings.subset:
-        groups = {"": np.flatnonzero(table.halves == settings.subset)}
-    else:
-        groups = {"": np.arange(len(table))}
     with_ctf = not settings.no_ctf
-    sums = {name: _backproject(kernels, particles, rows, last, with_ctf=with_ctf) for name, rows in groups.items()}
+    sums = {
+        name: _backproject(kernels, particles, rotations, rows, last, with_ctf=with_ctf)
+        for name, rows in groups.items()
+    }
     if settings.halves:
         first, second = sums.values()
         sums[""] = first + second
@@ -58,14 +57,31 @@ def reconstruct(settings: ReconstructSettings) -> list[Path]:
     return written
 
 
-def _backproject(kernels: Any, particles: Particles, rows: np.ndarray, last: int, *, with_ctf: bool) -> Accumulator:
+def _groups(settings: ReconstructSettings, table: ParticleTable) -> dict[str, np.ndarray]:
+    """Rows of each map to be made, by what is added to the map's name; InputError for a half set without particles."""
+    if not settings.halves and not settings.subset:
+        return {"": np.arange(len(table))}
+    groups = {}
+    for number in (1, 2) if settings.halves else (settings.subset,):
+        rows = np.flatnonzero(table.halves == number)
+        if not len(rows):
+            raise InputError(f"no particle is in half set {number}", file=settings.particles,
+                             rule="column rlnRandomSubset, 1 or 2",
+                             remedy="reconstruct all particles, or give those of an earlier refinement")
+        groups[f"_half{number}" if settings.halves else ""] = rows
+    return groups
+
+
+def _backproject(
+    kernels: Any, particles: Particles, rotations: np.ndarray, rows: np.ndarray, last: int, *, with_ctf: bool
+) -> Accumulator:
     """Sums over some rows, each image at its one pose with weight 1."""
     xp, table = kernels.xp, particles.table
     disc = particles.disc.crop(last)
     # Row by row, and images seen from alike directions one after another: what is added to stays in the cache.
     order = np.lexsort((disc.kx, disc.ky))
     kx, ky, flat = disc.kx[order], disc.ky[order], disc.flat[order]
-    rows = rows[_by_direction(table.rotations[rows])]
+    rows = rows[_by_direction(rotations[rows])]
     accumulator = Accumulator.empty(kernels, table.box, last, particles.kernel)
     size = max(int(particles.batch_bytes / (12 * len(kx))), TRANSFORMED_AT_ONCE)
     for start in range(0, len(rows), size):
@@ -77,7 +93,7 @@ def _backproject(kernels: Any, particles: Particles, rows: np.ndarray, last: int
             part = slice(first, first + TRANSFORMED_AT_ONCE)
             images[part], ctf2[part], good[part] = _weighted(kernels, particles, index[part], kx, ky, flat, with_ctf)
         kernels.backproject(
-            images, ctf2, xp.asarray(good[:, None]), xp.asarray(table.rotations[index].astype(np.float32)),
+            images, ctf2, xp.asarray(good[:, None]), xp.asarray(rotations[index].astype(np.float32)),
             xp.arange(len(index), dtype=xp.int32), xp.asarray(kx), xp.asarray(ky), PADDING, accumulator.data,
             accumulator.weight, particles.kernel,
         )  # fmt: skip

@@ -9,6 +9,7 @@ belongs to the band in use.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -140,12 +141,22 @@ def _levels(geometry: Geometry, steps: list[float], band: int, stage: str) -> tu
     return tuple(levels)
 
 
-def next_band(geometry: Geometry, fsc: np.ndarray, accumulated: int) -> int:
+def next_band(
+    geometry: Geometry, fsc: np.ndarray, accumulated: int, supported: Sequence[int | None] = ()
+) -> int:
     """Highest shell to compare next: a little beyond the first fall of the FSC below 0.143.
 
     The Wiener filter damps the shells of low FSC in the reference, so that they cannot do harm; shells may also be lost
     again, because the first FSC of a refinement is inflated by the common start.
+
+    Parameters
+    ----------
+    supported
+        Band that each half's regulariser supports; where all give one, the lower of them is taken in place of the FSC.
     """
+    known = [band for band in supported if band is not None]
+    if known and len(known) == len(supported):
+        return int(np.clip(min(known), 4, min(accumulated, geometry.nyquist_shell)))
     low = np.flatnonzero(fsc[1 : accumulated + 1] < BAND_FSC)
     last = int(low[0]) if len(low) else accumulated
     return int(np.clip(last + 1 + BAND_MARGIN, 4, geometry.nyquist_shell))

@@ -91,8 +91,8 @@ def _quadrants(c: int, reach: int, big: int) -> list[tuple[tuple[slice, ...], tu
 def shell_means(ops: Any, volume: Any, n_shells: int) -> np.ndarray:
     """Mean of a real half volume per shell (of image frequency), float64 (n_shells,) on the host."""
     xp = ops.xp
-    sums = ops.sum_volume_shells(volume.astype(xp.complex64), xp.ones(volume.shape, dtype=xp.complex64), PADDING, n_shells)
-    sums = ops.to_host(sums)
+    ones = xp.ones(volume.shape, dtype=xp.complex64)
+    sums = ops.to_host(ops.sum_volume_shells(volume.astype(xp.complex64), ones, PADDING, n_shells))
     return sums[:, 0] / np.maximum(sums[:, 2], 1)
 
 
@@ -116,7 +116,7 @@ def _split_group(matrices: np.ndarray) -> tuple[list[tuple[int, int, int]], np.n
     G the union of the cosets K h, the sum over the group of f(g v) is the sum over h of F(h v), F(v) = sum_K f(k v).
     """
     diagonal = [m for m in matrices if np.allclose(np.abs(m), np.eye(3), atol=1e-6)]
-    signs = [tuple(int(value) for value in np.rint(np.diagonal(m))) for m in diagonal]
+    signs = [(round(m[0, 0]), round(m[1, 1]), round(m[2, 2])) for m in diagonal]
     half_turns = [sign for sign in signs if sign != (1, 1, 1)]
     generators = half_turns[:2] if len(half_turns) == 3 else half_turns
     others: list[np.ndarray] = []
@@ -128,8 +128,7 @@ def _split_group(matrices: np.ndarray) -> tuple[list[tuple[int, int, int]], np.n
 
 def _flip(values: Any, signs: tuple[int, int, int]) -> Any:
     """A half volume turned by half a turn, signs (x, y, z) of its diagonal matrix; x < 0 by Friedel symmetry."""
-    x, y, z = signs if signs[0] > 0 else (-signs[0], -signs[1], -signs[2])
-    turned = values[::z, ::y, :]
+    turned = values[:: signs[2] * signs[0], :: signs[1] * signs[0], :]
     return turned if signs[0] > 0 else turned.conj()
 
 
@@ -181,7 +180,7 @@ class Accumulator:
         return replace(self, data=data, weight=weight)
 
     def moved(self, ops: Any, shift_px: np.ndarray) -> Accumulator:
-        """The sums of a map whose density is moved by (x, y, z) pixels: its transform times exp(-2 pi i k.shift/box)."""
+        """The sums of a map moved by (x, y, z) pixels: its transform times exp(-2 pi i k.shift / box)."""
         xp, c = ops.xp, self.data.shape[2] - 1
         step = -2j * np.pi / (PADDING * self.box)
         k = np.arange(-c, c + 1)

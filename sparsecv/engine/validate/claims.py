@@ -4,8 +4,8 @@
 Halves that start from one map are independent only beyond its resolution. Even pure noise comes out aligned to that map
 and correlates up to it, and a little further: images are compared inside a circle, which ties each Fourier coefficient
 to its neighbours. A coefficient s shells beyond the last common one takes over the part 2 J1(x) / x of its neighbour's
-alignment, x = pi s D / L for a circle of diameter D in a box of length L; from s = 3 L / D on this is less than a
-twelfth, and the correlation that it makes less than 0.143 unless the common shells correlate to 0.96 and more.
+alignment, x = pi s D / L for a circle of diameter D in a box of length L: less than 0.1 from s = 2 L / D on, less than
+0.03 from 4 L / D on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from sparsecv.engine.validate.fsc import Resolution
 
-LEAK = 4.0  # s D / L up to which common alignment is felt; measured on noise: the last FSC above 0.143 was at 3.1
+LEAK = 5.0  # s D / L up to which common alignment is felt; measured on noise: the last FSC above 0.143 was at 3.2
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,10 @@ class Regularised:
 class Regulariser(Protocol):
     """A prior on maps."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What ``--regulariser`` calls it."""
+        ...
 
     def regularise(self, ops: Any, evidence: Evidence) -> Regularised:
         """The next reference from the sums of one half."""

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the two halves share: one frame, their low resolution, and the map made of both at the end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from sparsecv.engine.refine.regularisers.wiener import prior_precision
+from sparsecv.engine.refine.volumes import Accumulator, radial
+
+
+def frame_shift(rotations: np.ndarray, shifts_px: np.ndarray, matrices: np.ndarray) -> np.ndarray:
+    """Point of the map, (x, y, z) in pixels from the centre, to which the particles' shifts belong.
+
+    Map moved by -t and origins by -(A t)_xy together leave every image's likelihood as it is, so that the prior on
+    shifts alone decides: t = argmin sum_i |o_i - (A_i t)_xy|^2. Expectation maximisation would get there as well, in
+    hundreds of iterations; until then the map stays where a poor start (a reference without the detergent belt that the
+    images show) has put it.
+
+    Parameters
+    ----------
+    rotations, shifts_px
+        (n, 3, 3) and (n, 2): poses of both halves.
+    matrices
+        Point group, (G, 3, 3): it allows t along its axis only.
+
+    Returns
+    -------
+    (3,) float64; 0 along directions that no view shows.
+    """
+    views = rotations[:, :2]
+    normal = np.einsum("nki,nkj->ij", views, views)
+    shift = np.linalg.lstsq(normal, np.einsum("nki,nk->i", views, shifts_px), rcond=None)[0]
+    return matrices.mean(axis=0) @ shift
+
+
+def share_low_resolution(
+    ops: Any, first: Accumulator, second: Accumulator, last_shared: int
+) -> tuple[Accumulator, Accumulator]:
+    """Two accumulators, each with the mean of both up to a shell: it keeps the halves in one frame."""
+    xp = ops.xp
+    low = radial(ops, np.arange(first.last_shell + 1) <= last_shared, first.weight.shape) > 0
+    data, weight = (first.data + second.data) / 2, (first.weight + second.weight) / 2
+    shared = [
+        replace(own, data=xp.where(low, data, own.data), weight=xp.where(low, weight, own.weight))
+        for own in (first, second)
+    ]
+    return shared[0], shared[1]
+
+
+def joined_map(ops: Any, total: Accumulator, fsc: np.ndarray, support: Any) -> np.ndarray:
+    """Wiener-filtered map of all particles inside the support, float32 on the host.
+
+    The FSC of the whole is 2 FSC / (1 + FSC), which makes its signal-to-noise ratio twice that of a half.
+    """
+    density = total.solve(ops, prior_precision(ops, total, fsc, 2.0))
+    return np.asarray(ops.to_host(density * support))
