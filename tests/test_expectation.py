@@ -188,6 +188,13 @@ def test_a_draw_at_the_ends_stays_with_its_image() -> None:
         assert full.owner[candidate].tolist() == [0, 1, 2]
 
 
+def test_what_has_no_weight_is_never_drawn() -> None:
+    weights = [np.array([[0.0, 0.0], [0.0, 1.0]]), np.array([[0.0, 0.0], [0.0, 0.0], [1.0, 0.0]])]
+    for uniform in (0.0, 0.5, 0.999):
+        candidate, shift = draw(posterior(weights), np.full(2, uniform))
+        assert candidate.tolist() == [1, 4] and shift.tolist() == [1, 0]
+
+
 def test_mean_poses_are_finer_than_the_grid() -> None:
     """A Gaussian posterior on a lattice gives its centre, far between the lattice's points."""
     step, sigma, shift_sigma = 4.0, 4.0, 0.8

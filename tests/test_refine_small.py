@@ -210,8 +210,9 @@ def test_a_new_run_leaves_nothing_of_the_one_before(data: SimulatedFiles, short:
 
 def test_results_of_a_run_can_be_the_input_of_the_next(data: SimulatedFiles, short: Path, tmp_path: Path) -> None:
     shutil.copytree(short, tmp_path, dirs_exist_ok=True)
-    words = ("--local", "--iterations", 1, "--reference", tmp_path / "run_class001.mrc", "--data-dir", data.stack.parent)
-    assert refine(data, tmp_path, *words, particles=tmp_path / "run_data.star") == 0
+    words = ("--local", "--iterations", 1, "--data-dir", data.stack.parent)
+    before = ("--reference", tmp_path / "run_class001.mrc")
+    assert refine(data, tmp_path, *words, *before, particles=tmp_path / "run_data.star") == 0
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "finished"
 
 
