@@ -26,7 +26,9 @@ def test_what_noise_can_reach_is_not_claimed():
     assert common.claim(found(26.7), 192.0) == found(40.0)
     assert common.claim(found(17.7), 192.0) == found(17.7)
     assert common.claim(found(55.0), 192.0) == found(55.0)
-    at_nyquist = found(25.0, crossed=False)  # the curve goes on beyond what the box can show
+    # A curve that never falls says no more where noise can reach Nyquist, and is believed where it cannot.
+    assert common.claim(found(25.0, crossed=False), 192.0).angstrom == 40.0
+    at_nyquist = found(6.0, crossed=False)
     assert common.claim(at_nyquist, 192.0) == at_nyquist
 
 

@@ -263,6 +263,21 @@ def test_a_damaged_image_is_set_aside(data: SimulatedFiles, tmp_path: Path, capf
     assert "1 set aside" in capfd.readouterr().out
 
 
+def test_an_image_of_another_grey_scale_is_set_aside(data: SimulatedFiles, tmp_path: Path) -> None:
+    for path in (data.stack, data.particles):
+        shutil.copy(path, tmp_path)
+    loud = 5
+    with open(tmp_path / data.stack.name, "r+b") as stack:
+        stack.seek(1024 + 4 * BOX * BOX * loud)
+        image = np.frombuffer(stack.read(4 * BOX * BOX), dtype="<f4")
+        stack.seek(1024 + 4 * BOX * BOX * loud)
+        stack.write((1e4 * image).astype("<f4").tobytes())
+    assert refine(data, tmp_path / "out", "--iterations", 1, particles=tmp_path / data.particles.name) == 0
+    rejected = StarFile.read(tmp_path / "out" / "rejected.star").table("rejected")
+    assert rejected.integers("sparsecvRow").tolist() == [loud + 1]
+    assert "standard deviation" in rejected.strings("sparsecvReason")[0]
+
+
 # --------------------------------------------------------------------------------------------------- wrong input
 def refusal(capsys: pytest.CaptureFixture[str], data: SimulatedFiles, output: Path, *words: object,
             particles: Path | None = None) -> str:
@@ -337,3 +352,14 @@ def test_a_run_goes_on_only_as_it_began(data: SimulatedFiles, short: Path, tmp_p
     assert refine(data, tmp_path, *SHORT, "--continue", "--seed", 2) == cli.WRONG_INPUT
     said = capsys.readouterr().err
     assert said.startswith(f"sparsecv: error: {tmp_path}: the run that is to go on had seed = 1 (value 2)")
+
+
+def test_nothing_is_lost_when_a_run_cannot_go_on(data: SimulatedFiles, short: Path, tmp_path: Path,
+                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    out = shutil.copytree(short, tmp_path / "out")
+    for checkpoint in out.glob("run_it*_checkpoint.npz"):
+        checkpoint.write_bytes(b"damaged")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert refine(data, out, "--continue") == cli.WRONG_INPUT
+    assert "no checkpoint can be read" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before

@@ -20,9 +20,11 @@ def run(settings: RefineSettings, save: Save) -> int:
         result = refine(settings, progress, on_start=lambda: save(settings.output / "run.toml"))
         found = result.postprocess
         bfactor = "not fitted" if found.bfactor is None else f"{found.bfactor:.0f} A^2"
+        is_masked = found.fsc is not found.curves.unmasked
+        where = "inside the mask, corrected for it" if is_masked else "unmasked"
         progress.line(
-            f"finished: {found.resolution_0143.angstrom:.2f} A at 0.143 and {found.resolution_05.angstrom:.2f} A at "
-            f"0.5 (FSC of the half maps inside the solvent mask, corrected for it); B-factor {bfactor}"
+            f"finished: {found.resolution_0143} at 0.143 and {found.resolution_05} at 0.5 (FSC of the half maps "
+            f"{where}); B-factor {bfactor}"
         )
         progress.line(f"results in {settings.output}: run_class001.mrc, half maps, postprocess.mrc, run_data.star")
     finally:

@@ -123,8 +123,10 @@ class LocalGrid:
         axis = np.arange(-count, count + 1)
         lattice = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1).reshape(-1, 3)
         vectors = (lattice + self.offset) * self.spacing
-        # A cell belongs to the search when any part of it may lie within reach.
-        return vectors[np.linalg.norm(vectors, axis=1) <= reach + self.spacing / 2]
+        # A cell belongs to the search when any part of it may lie within reach; there is always the nearest one.
+        length = np.linalg.norm(vectors, axis=1)
+        within = length <= reach + self.spacing / 2
+        return vectors[within] if within.any() else vectors[[length.argmin()]]
 
     def rotations(self, cells: np.ndarray, level: int) -> np.ndarray:
         """Small rotations exp(w), (n, 3, 3), to be multiplied from the left to the prior rotation."""

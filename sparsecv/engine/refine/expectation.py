@@ -252,7 +252,11 @@ def _prune_dense(best: np.ndarray, level: Level) -> tuple[np.ndarray, np.ndarray
     if best.shape[1] > level.keep:
         cap = np.partition(best, best.shape[1] - level.keep, axis=1)[:, best.shape[1] - level.keep]
         threshold = np.maximum(threshold, cap)
-    owner, column = np.nonzero(best >= threshold[:, None])
+    kept = best >= threshold[:, None]
+    is_hopeless = best.max(axis=1) <= HOPELESS / 2
+    kept[is_hopeless] = False
+    kept[is_hopeless, 0] = True  # all its entries are equal: one stands for them
+    owner, column = np.nonzero(kept)
     return owner.astype(np.int32), column
 
 

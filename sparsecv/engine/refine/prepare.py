@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,12 @@ from sparsecv.engine.refine.settings import RefineSettings
 from sparsecv.engine.refine.state import HalfState, ParticleState, RefinementState
 from sparsecv.engine.report.progress import Progress
 from sparsecv.engine.validate.claims import Common
+from sparsecv.engine.validate.mtf import MtfCurve
 
 DIAMETER_OF_BOX = 0.9
 START_SHIFT_SIGMA = 10.0  # A: width of the first prior on shifts of a global search
 START_REACH_PX = 5.0
+UNUSUAL_DEVIATION = 20.0  # an image's standard deviation this far from the median, either way, is not of a particle
 
 Warn = Callable[[str], None]
 
@@ -47,6 +50,11 @@ def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progre
                          rule="columns rlnAngleRot, rlnAngleTilt and rlnAnglePsi, not all 0",
                          remedy="leave --local away, or give particles from an earlier refinement")
     given = table.halves.any()
+    if settings.local and not given:
+        warn("half sets are drawn anew, but the given poses may come from a refinement of all particles together: the "
+             "halves are then not independent up to its resolution")
+    if settings.initial_lowpass <= 0:
+        warn("the starting map is not low-pass filtered: both halves share all that it shows")
     table = table.with_halves(settings.seed)
     geometry = Geometry(table.box, table.pixel_size, _diameter(settings, table))
     matrices = symmetry_matrices(settings.symmetry)
@@ -63,6 +71,7 @@ def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progre
         f"{table.pixel_size:g} A, diameter {geometry.diameter:.0f} A, symmetry {settings.symmetry}, "
         f"{'local' if settings.local else 'global'} search"
     )
+    _check_mtf(table, warn)
     state = _start(settings, kernels, particles, reference * support)
     return Refinement(
         ops=kernels,
@@ -78,6 +87,18 @@ def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progre
         frame_is_free=settings.mask is None and not settings.local,
         common=_common(settings, geometry),
     )
+
+
+def _check_mtf(table: ParticleTable, warn: Warn) -> None:
+    """Read the detector's MTF once before the first iteration, so that the last one does not fail on it."""
+    names = {group.mtf for group in table.optics}
+    if len(names) > 1:
+        warn("optics groups differ in rlnMtfFileName: that of the first is used in post-processing")
+    mtf = table.optics[0].mtf
+    if mtf and Path(mtf).is_file():
+        MtfCurve.read(mtf)
+    elif mtf:
+        warn(f"{mtf} (rlnMtfFileName) is not there: post-processing goes without an MTF correction")
 
 
 def _common(settings: RefineSettings, geometry: Geometry) -> Common | None:
@@ -140,6 +161,10 @@ def _start(settings: RefineSettings, kernels: Any, particles: Particles, referen
     rejected = _unusable(table)
     state.is_rejected[list(rejected)] = True
     check_rejected(settings, rejected, n)
+    for number in (1, 2):
+        if not np.any((table.halves == number) & ~state.is_rejected):
+            raise InputError(f"half set {number} has no usable particle", file=settings.particles,
+                             rule="at least one in each half set", remedy="see which images are at fault")
     halves = []
     for number in (1, 2):
         members = np.flatnonzero((table.halves == number) & ~state.is_rejected)
@@ -167,14 +192,22 @@ def _start(settings: RefineSettings, kernels: Any, particles: Particles, referen
 
 
 def _unusable(table: ParticleTable, block: int = 1024) -> dict[int, str]:
-    """Reason for each image that holds no usable numbers, by row."""
+    """Reason for each image that cannot be used, by row: no usable numbers, or far from the others' grey scale."""
     found: dict[int, str] = {}
+    deviation = np.zeros(len(table))
     for start in range(0, len(table), block):
         index = np.arange(start, min(start + block, len(table)))
-        _, good = table.read_images(index)
+        images, good = table.read_images(index)
+        deviation[index] = images.std(axis=(1, 2), dtype=np.float64)
         bad = index[~good]
         if len(bad):
             found |= dict(zip(bad.tolist(), table.image_faults(bad), strict=True))
+    for number in range(len(table.optics)):
+        known = np.flatnonzero((table.optics_index == number) & (deviation > 0))
+        usual = np.median(deviation[known]) if len(known) else 1.0
+        ratio = deviation[known] / usual
+        for row in known[(ratio > UNUSUAL_DEVIATION) | (ratio < 1 / UNUSUAL_DEVIATION)].tolist():
+            found[row] = f"standard deviation {deviation[row]:.3g}, usual in its optics group is {usual:.3g}"
     return found
 
 

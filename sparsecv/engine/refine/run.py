@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ import numpy as np
 
 from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.mrc import read_map
+from sparsecv.engine.io.particles import ParticleTable
 from sparsecv.engine.physics.masks import solvent_mask, sphere
 from sparsecv.engine.refine.checkpoint import load_checkpoint, save_checkpoint
 from sparsecv.engine.refine.loop import Iteration, Refinement
@@ -78,8 +80,10 @@ def refine(settings: RefineSettings, progress: Progress, on_start: Callable[[], 
         problem = gpu_problem()
         progress.line(f"computing on the CPU with {threads} threads: {problem}" if problem else "computing on the GPU")
     refinement = prepare(settings, kernels, warn, progress)
-    identity = _identity(settings)
+    identity = _identity(settings, refinement.particles.table)
     found = load_checkpoint(folder, warn) if settings.resume else None
+    if settings.resume and found is None:
+        _check_nothing_to_lose(folder)
     if found is not None:
         _check_same(found[1], identity, folder)
         refinement.state = found[0]
@@ -99,8 +103,26 @@ def refine(settings: RefineSettings, progress: Progress, on_start: Callable[[], 
         raise
 
 
-def _identity(settings: RefineSettings) -> dict[str, object]:
-    """The settings that a continuation must share, as a checkpoint keeps them."""
+def _check_nothing_to_lose(folder: Path) -> None:
+    """Refuse, with InputError, to start again where a run was to go on and something of it is left."""
+    left = [*folder.glob("run_it*_checkpoint.npz"), *folder.glob("run_data.star")]
+    if left:
+        raise InputError("the run cannot go on: no checkpoint can be read", file=left[0],
+                         rule="an undamaged run_it*_checkpoint.npz of this version",
+                         remedy="leave --continue away to start again, which removes the earlier results")
+
+
+def _identity(settings: RefineSettings, table: ParticleTable) -> dict[str, object]:
+    """What a continuation must share, as a checkpoint keeps it: the settings, and the particles row by row."""
+    names = table.star.table(table.table_name).strings("rlnImageName")
+    digest = hashlib.sha256("\n".join(names[row] for row in table.identifiers).encode())
+    digest.update(table.halves.tobytes())
+    values = _plain_settings(settings)
+    return values | {"particles and half sets, digest": digest.hexdigest()}
+
+
+def _plain_settings(settings: RefineSettings) -> dict[str, object]:
+    """Settings that may not change, as JSON holds them."""
     values = {name: value for name, value in asdict(settings).items() if name not in FREE_TO_CHANGE}
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
@@ -164,6 +186,14 @@ def _final_mask(
         return sphere(len(first), radius_px)
 
 
+def _detector_pixel_size(table: ParticleTable) -> float:
+    """Pixel size in A at which the MTF was measured: that of the micrographs before any binning."""
+    column = "rlnMicrographOriginalPixelSize"
+    if "optics" in table.star and column in table.star.table("optics"):
+        return float(table.star.table("optics").floats(column)[0])
+    return table.pixel_size
+
+
 def _finish(
     refinement: Refinement, iteration: Iteration, settings: RefineSettings, status: Status, warnings: list[str],
     warn: Warn, threads: int,
@@ -178,7 +208,8 @@ def _finish(
     mtf = table.optics[0].mtf
     result = postprocess(*iteration.half_maps, table.pixel_size,
                          mask=_final_mask(settings, iteration, table.pixel_size, radius_px, threads, warn),
-                         mtf=mtf if mtf and Path(mtf).is_file() else None, sphere_radius_px=radius_px,
+                         mtf=mtf if mtf and Path(mtf).is_file() else None, mtf_pixel_size=_detector_pixel_size(table),
+                         sphere_radius_px=radius_px,
                          seed=settings.seed, workers=threads, common=refinement.common)  # fmt: skip
     write_postprocess(result, folder, half_names=(HALF_MAP.format(1), HALF_MAP.format(2)),
                       mask_name=None if settings.mask is None else str(settings.mask))

@@ -109,7 +109,8 @@ def search_plan(
             steps.append(steps[-1] / 2)
         grid: GlobalGrid | LocalGrid = GlobalGrid(order, draws.turn, matrices)
     else:
-        steps = [finest]
+        # No coarser than the prior is wide, or no cell might lie within it.
+        steps = [min(finest, 2 * half.local_sigma_deg)]
         while steps[0] < 0.7 * half.local_sigma_deg:
             steps.insert(0, 2 * steps[0])
         grid = LocalGrid(steps[0], half.local_sigma_deg, draws.lattice_offset)

@@ -39,7 +39,7 @@ class Common:
 
     def explains(self, found: Resolution) -> bool:
         """Whether noise could have reached a resolution that is finer than the common one."""
-        return found.crossed and self.reach <= found.angstrom < self.resolution
+        return self.reach <= found.angstrom < self.resolution
 
     def claim(self, found: Resolution, length: float) -> Resolution:
         """The resolution found, or the common one where noise could have reached it; ``length``: of the box, A."""
