@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 # before numpy is imported: tests measure results, not speed, and run beside each other
@@ -41,3 +42,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def project() -> Path:
     """Return the root of the checkout."""
     return PROJECT
+
+
+@pytest.fixture(scope="module")
+def threads_as_before() -> Iterator[None]:
+    """Refinements set the threads of the whole process."""
+    import numba
+    import threadpoolctl
+
+    before = numba.get_num_threads()
+    with threadpoolctl.threadpool_limits():
+        yield
+    numba.set_num_threads(before)

@@ -38,16 +38,7 @@ MAP_BOUND, FSC_BOUND, ANGLE_BOUND, SHIFT_BOUND = 1e-3, 1e-4, 2e-3, 1e-3
 ALIKE = 0.95
 
 
-@pytest.fixture(scope="module", autouse=True)
-def threads_as_before() -> Iterator[None]:
-    """Refinements set the threads of the whole process."""
-    import numba
-    import threadpoolctl
-
-    before = numba.get_num_threads()
-    with threadpoolctl.threadpool_limits():
-        yield
-    numba.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("threads_as_before")
 
 
 @pytest.fixture(params=["imitation", pytest.param("real", marks=pytest.mark.gpu)])

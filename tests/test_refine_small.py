@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import mrcfile
@@ -37,16 +36,7 @@ RESULTS = ("run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc", "run_
            "run_model.star", "postprocess.mrc", "postprocess_fsc.xml", "rejected.star")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def threads_as_before() -> Iterator[None]:
-    """Refinements set the threads of the whole process."""
-    import numba
-    import threadpoolctl
-
-    before = numba.get_num_threads()
-    with threadpoolctl.threadpool_limits():
-        yield
-    numba.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("threads_as_before")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from sparsecv.engine.errors import InputError
-from sparsecv.engine.io.mrc import read_map
 from sparsecv.engine.io.particles import ParticleTable
 from sparsecv.engine.physics.masks import solvent_mask, sphere
 from sparsecv.engine.refine.checkpoint import load_checkpoint, save_checkpoint
@@ -173,14 +172,14 @@ def _line(entry: dict[str, Any]) -> str:
 
 
 def _final_mask(
-    settings: RefineSettings, iteration: Iteration, pixel_size: float, radius_px: float, threads: int, warn: Warn
+    refinement: Refinement, settings: RefineSettings, iteration: Iteration, radius_px: float, threads: int, warn: Warn
 ) -> np.ndarray:
     """The mask given, or one made from the map; the particle's sphere where the map shows no particle."""
     if settings.mask is not None:
-        return np.clip(read_map(settings.mask).data, 0, 1)
+        return np.asarray(refinement.ops.to_host(refinement.support))
     first, second = iteration.half_maps
     try:
-        return solvent_mask((first + second) / 2, pixel_size, workers=threads)
+        return solvent_mask((first + second) / 2, refinement.particles.geometry.pixel_size, workers=threads)
     except InputError as problem:
         warn(f"no mask can be made from the map, a sphere is used instead: {problem}")
         return sphere(len(first), radius_px)
@@ -207,7 +206,7 @@ def _finish(
     radius_px = refinement.particles.geometry.diameter / 2 / table.pixel_size
     mtf = table.optics[0].mtf
     result = postprocess(*iteration.half_maps, table.pixel_size,
-                         mask=_final_mask(settings, iteration, table.pixel_size, radius_px, threads, warn),
+                         mask=_final_mask(refinement, settings, iteration, radius_px, threads, warn),
                          mtf=mtf if mtf and Path(mtf).is_file() else None, mtf_pixel_size=_detector_pixel_size(table),
                          sphere_radius_px=radius_px,
                          seed=settings.seed, workers=threads, common=refinement.common)  # fmt: skip
