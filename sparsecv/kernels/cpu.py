@@ -13,7 +13,7 @@ import numba
 import numpy as np
 from scipy import fft
 
-from .contract import check_candidates, check_kernel, check_reach
+from sparsecv.kernels.contract import check_candidates, check_kernel, check_reach
 
 xp = np
 name = "cpu"

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .contract import check_candidates, check_kernel, check_reach, check_shifts, half_width
+from sparsecv.kernels.contract import check_candidates, check_kernel, check_reach, check_shifts, half_width
 
 SOURCES = Path(__file__).with_name("cuda")
 THREADS = 128  # per block

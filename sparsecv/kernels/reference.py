@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from .contract import check_candidates, check_kernel, check_reach, check_shifts, half_width
+from sparsecv.kernels.contract import check_candidates, check_kernel, check_reach, check_shifts, half_width
 
 Array = Any  # numpy.ndarray; the shapes and types stand in each docstring
 xp = np

@@ -19,8 +19,8 @@ import scipy.fft
 import scipy.ndimage
 import scipy.special
 
-from .fake_array import API, Allocations, OutOfMemoryError, ndarray, proxy, ufunc, unwrap, wrap
-from .host import HostModule
+from cuda_host.fake_array import API, Allocations, OutOfMemoryError, ndarray, proxy, ufunc, unwrap, wrap
+from cuda_host.host import HostModule
 
 __all__ = ["Allocations", "OutOfMemoryError", "installed", "ndarray"]
 
