@@ -14,17 +14,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import mrcfile
 import numpy as np
 import pytest
 
 from sparsecv import cli
+from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.mrc import read_map, write_map
 from sparsecv.engine.io.particles import ParticleTable
 from sparsecv.engine.io.star import StarFile
 from sparsecv.engine.physics.geometry import angular_distance, matrix_to_euler, rotvec_to_matrix
 from sparsecv.engine.physics.masks import sphere
+from sparsecv.engine.refine.expectation import Posterior, find_posterior
+from sparsecv.engine.refine.images import ImageBatch
+from sparsecv.engine.refine.prepare import check_rejected
+from sparsecv.engine.refine.settings import RefineSettings
 from sparsecv.engine.simulate import SimulatedFiles, SimulateSettings, simulate
 from sparsecv.engine.validate.fsc import HALF, fsc, resolution
 
@@ -268,6 +274,41 @@ def test_an_image_of_another_grey_scale_is_set_aside(data: SimulatedFiles, tmp_p
     assert "standard deviation" in rejected.strings("sparsecvReason")[0]
 
 
+def lose_posteriors(monkeypatch: pytest.MonkeyPatch, lost: range) -> None:
+    """Make the images of some rows come out of the search without a posterior."""
+
+    def find_without(ops: Any, volume: Any, batch: ImageBatch, *rest: Any) -> Posterior:
+        found = find_posterior(ops, volume, batch, *rest)
+        found.log_evidence[np.isin(batch.index, lost)] = np.nan
+        return found
+
+    monkeypatch.setattr("sparsecv.engine.refine.half.find_posterior", find_without)
+
+
+def test_too_many_images_set_aside_on_the_way_are_listed(data: SimulatedFiles, tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch,
+                                                         capsys: pytest.CaptureFixture[str]) -> None:
+    lose_posteriors(monkeypatch, range(10, 13))
+    assert refine(data, tmp_path) == cli.WRONG_INPUT
+    said = capsys.readouterr().err
+    assert "3 of 200 images cannot be used" in said and f"listed in {tmp_path / 'rejected.star'}" in said
+    rejected = StarFile.read(tmp_path / "rejected.star").table("rejected")
+    assert rejected.integers("sparsecvRow").tolist() == [11, 12, 13]
+    assert json.loads((tmp_path / "status.json").read_text())["state"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("most", "particles", "allowed"),
+    [(0, 200, 0), (0, 10**6, 0), (1, 50, 1), (1, 200, 2), (0.5, 1000, 5), (29, 100, 29)],
+)
+def test_as_many_images_are_set_aside_as_was_said(most: float, particles: int, allowed: int) -> None:
+    """One is always allowed, lest a single bad image stop a small set, but not where none is asked for."""
+    settings = RefineSettings(particles="in.star", reference="start.mrc", output="out", most_rejected=most)
+    check_rejected(settings, dict.fromkeys(range(allowed), "bad"), particles)
+    with pytest.raises(InputError, match=f"{allowed + 1} of {particles} images cannot be used"):
+        check_rejected(settings, dict.fromkeys(range(allowed + 1), "bad"), particles)
+
+
 # --------------------------------------------------------------------------------------------------- wrong input
 def refusal(capsys: pytest.CaptureFixture[str], data: SimulatedFiles, output: Path, *words: object,
             particles: Path | None = None) -> str:
@@ -314,6 +355,19 @@ def test_a_refused_command_leaves_an_earlier_run_alone(data: SimulatedFiles, sho
     assert refine(data, tmp_path, *SHORT, "--continue", "--seed", 2) == cli.WRONG_INPUT
     assert "absent.mrc" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_reference_of_the_wrong_contrast_leaves_an_earlier_run_alone(data: SimulatedFiles, short: Path,
+                                                                       tmp_path: Path,
+                                                                       capsys: pytest.CaptureFixture[str]) -> None:
+    out = shutil.copytree(short, tmp_path / "out")
+    inverted = tmp_path / "inverted.mrc"
+    write_map(inverted, -read_map(data.reference).data, PIXEL_SIZE)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    words = ("--local", "--reference", inverted)
+    assert refine(data, out, *words, particles=data.truth) == cli.WRONG_INPUT
+    assert "does not fit the images at their poses" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
 @pytest.mark.parametrize("words", [["--halves"], ["--subset", "2"]])

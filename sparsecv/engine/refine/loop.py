@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from sparsecv.engine.errors import InputError
 from sparsecv.engine.physics.masks import fade_corners
-from sparsecv.engine.refine.expectation import GridBank, SearchPlan
+from sparsecv.engine.refine.expectation import GridBank
 from sparsecv.engine.refine.half import HalfResult, Particles, Search, expectation_maximisation
 from sparsecv.engine.refine.joining import frame_shift, joined_map, share_low_resolution
-from sparsecv.engine.refine.noise import grey_scale, grey_scale_at_poses, update_noise, update_norm, update_scale
+from sparsecv.engine.refine.noise import grey_scale, update_noise, update_norm, update_scale
 from sparsecv.engine.refine.regularisers import Evidence, Regularised, Regulariser
 from sparsecv.engine.refine.schedule import (
     MOST_SLICES,
@@ -25,7 +24,7 @@ from sparsecv.engine.refine.schedule import (
     search_plan,
     update_search,
 )
-from sparsecv.engine.refine.state import HalfState, RefinementState
+from sparsecv.engine.refine.state import RefinementState
 from sparsecv.engine.refine.volumes import PADDING, map_to_volume
 from sparsecv.engine.validate.claims import Common
 from sparsecv.engine.validate.fsc import fsc, resolution
@@ -141,36 +140,19 @@ class Refinement:
         return np.flatnonzero((self.halves == number + 1) & ~self.state.particles.is_rejected)
 
     def _search(self, number: int, accumulated: int, members: np.ndarray) -> Search:
-        """Plan and reference of a half's next search; a reference of unknown grey scale is brought to the images'."""
+        """Plan and reference of a half's next search; a global one first fits the start to the images' grey scale."""
         state, half, ops = self.state, self.state.halves[number], self.ops
         draws = Draws.of(self.seed, state.iteration + 1, len(self.halves))
         plan = search_plan(self.particles.geometry, state.band, half, self.particles.matrices, draws, state.stage)
         volume = map_to_volume(ops, ops.xp.asarray(half.reference), accumulated)
         bank = None if state.is_local else GridBank(ops, volume, plan, self.particles.disc, PADDING)
-        if state.iteration == 0:
-            factor = self._grey_scale(half, members, plan, bank, volume)
+        if state.iteration == 0 and bank is not None:
+            factor = grey_scale(ops, self.particles, state.particles, half, members, plan, bank)
+            self.grey_scales.append(factor)
             half.reference = half.reference * np.float32(factor)
             volume = volume * np.float32(factor)
-            if bank is not None:
-                bank.scale(factor)
+            bank.scale(factor)
         return Search(plan, volume, bank, draws, accumulated, MOST_SLICES[state.stage])
-
-    def _grey_scale(
-        self, half: HalfState, members: np.ndarray, plan: SearchPlan, bank: GridBank | None, volume: Any
-    ) -> float:
-        """Factor of the starting reference of a half; it is also kept in ``grey_scales``."""
-        particles, state = self.particles, self.state
-        if bank is not None:
-            factor = grey_scale(self.ops, particles, state.particles, half, members, plan, bank)
-        else:
-            spared = min(state.band, particles.geometry.shell_of_step(2 * half.local_sigma_deg))
-            factor = grey_scale_at_poses(self.ops, particles, state.particles, half, members, volume, spared)
-        if factor <= 0:
-            raise InputError("the reference does not fit the images at their poses", value=round(factor, 4),
-                             item="scale of the reference", rule="positive", remedy="invert the contrast of the images "
-                             "or of the reference (particles are white), or check the hand and the poses")
-        self.grey_scales.append(factor)
-        return factor
 
     def _expectation_maximisation(self, number: int, accumulated: int) -> HalfResult:
         members = [self._members(0), self._members(1)]

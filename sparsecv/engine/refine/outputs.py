@@ -23,9 +23,10 @@ from sparsecv.engine.report.plots import plot_angles, plot_fsc, plot_slices
 
 HALF_MAP = "run_half{}_class001_unfil.mrc"
 MAP = "run_class001.mrc"
+REJECTED = "rejected.star"
 WRITTEN = (  # patterns of all that a refinement writes, but for its settings
     "run_it[0-9]*_*.png", "run_it[0-9]*_checkpoint.npz", HALF_MAP.format("[12]"), MAP, "run_data.star",
-    "run_model.star", "rejected.star", "postprocess.mrc", "postprocess_masked.mrc", "postprocess_mask.mrc",
+    "run_model.star", REJECTED, "postprocess.mrc", "postprocess_masked.mrc", "postprocess_mask.mrc",
     "postprocess.star", "postprocess_fsc.xml", "status.json",
 )  # fmt: skip
 

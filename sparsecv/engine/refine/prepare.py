@@ -17,11 +17,12 @@ from sparsecv.engine.physics.masks import check_mask, sphere
 from sparsecv.engine.physics.symmetry import symmetry_matrices
 from sparsecv.engine.refine.half import Particles
 from sparsecv.engine.refine.loop import Refinement
-from sparsecv.engine.refine.noise import image_power
+from sparsecv.engine.refine.noise import grey_scale_at_poses, image_power
 from sparsecv.engine.refine.regularisers import Regulariser, Wiener
 from sparsecv.engine.refine.schedule import Geometry
 from sparsecv.engine.refine.settings import RefineSettings
 from sparsecv.engine.refine.state import HalfState, ParticleState, RefinementState
+from sparsecv.engine.refine.volumes import map_to_volume
 from sparsecv.engine.report.progress import Progress
 from sparsecv.engine.validate.claims import Common
 from sparsecv.engine.validate.mtf import MtfCurve
@@ -73,6 +74,8 @@ def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progre
     )
     _check_mtf(table, warn)
     state = _start(settings, kernels, particles, reference * support)
+    # A global search finds the grey scale together with the poses, in its first iteration.
+    grey_scales = _fit_grey_scales(kernels, particles, state) if settings.local else []
     return Refinement(
         ops=kernels,
         particles=particles,
@@ -86,6 +89,7 @@ def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progre
         join_below=settings.join_below,
         frame_is_free=settings.mask is None and not settings.local,
         common=_common(settings, geometry),
+        grey_scales=grey_scales,
     )
 
 
@@ -191,6 +195,23 @@ def _start(settings: RefineSettings, kernels: Any, particles: Particles, referen
     return RefinementState(state, (halves[0], halves[1]), curve, band, stage, rejected=rejected)
 
 
+def _fit_grey_scales(ops: Any, particles: Particles, state: RefinementState) -> list[float]:
+    """Bring the starting references to the grey scale of the images at the poses given; returns the halves' factors."""
+    factors = []
+    for number, half in enumerate(state.halves):
+        members = np.flatnonzero((particles.table.halves == number + 1) & ~state.particles.is_rejected)
+        spared = min(state.band, particles.geometry.shell_of_step(2 * half.local_sigma_deg))
+        volume = map_to_volume(ops, ops.xp.asarray(half.reference), spared)
+        factor = grey_scale_at_poses(ops, particles, state.particles, half, members, volume, spared)
+        if factor <= 0:
+            raise InputError("the reference does not fit the images at their poses", value=round(factor, 4),
+                             item="scale of the reference", rule="positive", remedy="invert the contrast of the images "
+                             "or of the reference (particles are white), or check the hand and the poses")
+        half.reference = half.reference * np.float32(factor)
+        factors.append(factor)
+    return factors
+
+
 def _unusable(table: ParticleTable, block: int = 1024) -> dict[int, str]:
     """Reason for each image that cannot be used, by row: no usable numbers, or far from the others' grey scale."""
     found: dict[int, str] = {}
@@ -211,12 +232,28 @@ def _unusable(table: ParticleTable, block: int = 1024) -> dict[int, str]:
     return found
 
 
-def check_rejected(settings: RefineSettings, rejected: dict[int, str], particles: int) -> None:
-    """Refuse, with InputError, to go on when more than the allowed part of the particles is set aside."""
-    if len(rejected) > max(1.0, settings.most_rejected / 100 * particles):
+def check_rejected(
+    settings: RefineSettings, rejected: dict[int, str], particles: int, listed: Path | None = None
+) -> None:
+    """Refuse, with InputError, to go on when more than the allowed part of the particles is set aside.
+
+    A single one is always allowed, however few the particles are, unless none at all is to be set aside.
+
+    Parameters
+    ----------
+    rejected
+        Reason for each particle set aside, by row of the table.
+    particles
+        Number of all.
+    listed
+        File that names all of them; None before anything is written.
+    """
+    allowed = settings.most_rejected * particles / 100
+    if len(rejected) > (max(1.0, allowed) if allowed > 0 else 0):
         row = min(rejected)
+        where = "" if listed is None else f", listed in {listed},"
         raise InputError(
             f"{len(rejected)} of {particles} images cannot be used; the first: {rejected[row]}",
             file=settings.particles, item=f"row {row + 1}", rule=f"at most {settings.most_rejected:g} %",
-            remedy="remove them from the STAR file, or raise --most-rejected",
+            remedy=f"remove them{where} from the STAR file, or raise --most-rejected",
         )  # fmt: skip

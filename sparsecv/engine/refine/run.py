@@ -19,6 +19,7 @@ from sparsecv.engine.refine.checkpoint import load_checkpoint, save_checkpoint
 from sparsecv.engine.refine.loop import Iteration, Refinement
 from sparsecv.engine.refine.outputs import (
     HALF_MAP,
+    REJECTED,
     Status,
     remove_results,
     write_data_star,
@@ -147,7 +148,9 @@ def _iterate(
         progress.iteration_started(number, number if is_last else max(number + 2, 9))
         refinement.on_batch = progress.advance
         iteration = refinement.iterate(is_last=is_last)
-        check_rejected(settings, state.rejected, len(refinement.halves))
+        if state.rejected:  # written at once: if they are too many, they are what the user has to look at
+            write_rejected(folder / REJECTED, refinement.particles.table, state.rejected)
+        check_rejected(settings, state.rejected, len(refinement.halves), folder / REJECTED)
         if number == 1:
             factors = " and ".join(f"{factor:.3g}" for factor in refinement.grey_scales)
             progress.line(f"the starting map was multiplied by {factors} (half 1 and 2) to fit the images' grey scale")
@@ -201,7 +204,7 @@ def _finish(
     folder, table = settings.output, refinement.particles.table
     write_maps(folder, iteration, table.pixel_size, settings.regulariser)
     write_data_star(folder / "run_data.star", refinement)
-    write_rejected(folder / "rejected.star", table, refinement.state.rejected)
+    write_rejected(folder / REJECTED, table, refinement.state.rejected)
     write_model_star(folder / "run_model.star", refinement, iteration)
     radius_px = refinement.particles.geometry.diameter / 2 / table.pixel_size
     mtf = table.optics[0].mtf

@@ -75,7 +75,9 @@ class RefineSettings:
     intact_first_peak: bool = option(False, "no CTF correction up to the first peak", expert=True)
     kernel: str = option("trilinear", "backprojection kernel", choices=KERNELS, expert=True)
     batch_memory: float = option(256.0, "memory for one batch of images, MB", expert=True)
-    most_rejected: float = option(1.0, "stop when more than this percentage of particles is set aside", expert=True)
+    most_rejected: float = option(
+        1.0, "stop when more than this percentage of particles is set aside; one always may be, unless 0", expert=True
+    )
 
     def __post_init__(self) -> None:
         _check(self)
