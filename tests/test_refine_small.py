@@ -398,6 +398,19 @@ def test_a_run_goes_on_only_as_it_began(data: SimulatedFiles, short: Path, tmp_p
     assert said.startswith(f"sparsecv: error: {tmp_path}: the run that is to go on had seed = 1 (value 2)")
 
 
+def test_a_run_goes_on_only_with_its_mask(data: SimulatedFiles, tmp_path: Path,
+                                          capsys: pytest.CaptureFixture[str]) -> None:
+    mask = tmp_path / "mask.mrc"
+    write_map(mask, sphere(BOX, 10, 4), PIXEL_SIZE)
+    words = ("--mask", mask, "--continue")
+    assert refine(data, tmp_path / "out", *words, "--iterations", 2) == 0
+    assert refine(data, tmp_path / "out", *words, "--iterations", 2) == 0
+    write_map(mask, sphere(BOX, 12, 4), PIXEL_SIZE)  # another one under the same name
+    capsys.readouterr()
+    assert refine(data, tmp_path / "out", *words, "--iterations", 2) == cli.WRONG_INPUT
+    assert "the run that is to go on had mask, digest = " in capsys.readouterr().err
+
+
 def test_nothing_is_lost_when_a_run_cannot_go_on(data: SimulatedFiles, short: Path, tmp_path: Path,
                                                  capsys: pytest.CaptureFixture[str]) -> None:
     out = shutil.copytree(short, tmp_path / "out")

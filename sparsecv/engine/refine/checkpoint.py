@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Checkpoints: the state of a refinement as an npz file, whose zip checksums show any damage.
 
-Nothing in it is pickled. Two are kept; a damaged one is passed over for the one before.
+Nothing in it is pickled. Two are kept; a damaged one is passed over for the one before. One that another version of the
+program wrote is not damaged: it is refused, as going on from an older one would silently lose an iteration.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from sparsecv import __version__
+from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.atomic import atomic_write
 from sparsecv.engine.refine.state import HalfState, ParticleState, RefinementState
 
-FORMAT = 1
+FORMAT = 2
 KEPT = 2
 NAME = re.compile(r"run_it(\d{3,})_checkpoint\.npz")
 
@@ -43,6 +46,7 @@ def save_checkpoint(folder: Path, state: RefinementState, identity: dict[str, ob
         arrays |= {f"half{number + 1}.{f.name}": np.asarray(getattr(half, f.name)) for f in fields(HalfState)}
     plain = {
         "format": FORMAT,
+        "version": __version__,
         "identity": identity,
         "band": state.band,
         "stage": state.stage,
@@ -60,10 +64,18 @@ def save_checkpoint(folder: Path, state: RefinementState, identity: dict[str, ob
 
 
 def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[RefinementState, dict[str, object]] | None:
-    """State and identity of the newest undamaged checkpoint of a folder, or None where there is none."""
+    """State and identity of the newest undamaged checkpoint of a folder, or None where there is none.
+
+    Raises
+    ------
+    InputError
+        Where it was written in another format, by another version of the program.
+    """
     for path in _all(folder):
         try:
             return _read(path)
+        except InputError:
+            raise
         except Exception as error:  # the readers of zip, npy and JSON each show damage in several ways
             warn(f"{path} is damaged ({error}); the checkpoint before it is used")
     return None
@@ -85,7 +97,12 @@ def _read(path: Path) -> tuple[RefinementState, dict[str, object]]:
         arrays = {name: stored[name] for name in stored.files}
     plain = json.loads(arrays["plain"].tobytes())
     if plain["format"] != FORMAT:
-        raise ValueError(f"format {plain['format']}, this version reads {FORMAT}")
+        raise InputError(
+            f"was written by another version of sparsecv ({plain.get('version', 'an early one')})", file=path,
+            item="format", value=plain["format"], rule=f"{FORMAT}, which version {__version__} reads",
+            remedy="go on with the version that began the run, or leave --continue away to start again, which removes "
+            "the earlier results",
+        )  # fmt: skip
     particles = ParticleState(**{f.name: arrays[f"particles.{f.name}"] for f in fields(ParticleState)})
     halves = []
     for number in (1, 2):

@@ -80,7 +80,7 @@ def refine(settings: RefineSettings, progress: Progress, on_start: Callable[[], 
         problem = gpu_problem()
         progress.line(f"computing on the CPU with {threads} threads: {problem}" if problem else "computing on the GPU")
     refinement = prepare(settings, kernels, warn, progress)
-    identity = _identity(settings, refinement.particles.table)
+    identity = _identity(settings, refinement)
     found = load_checkpoint(folder, warn) if settings.resume else None
     if settings.resume and found is None:
         _check_nothing_to_lose(folder)
@@ -108,17 +108,23 @@ def _check_nothing_to_lose(folder: Path) -> None:
     left = [*folder.glob("run_it*_checkpoint.npz"), *folder.glob("run_data.star")]
     if left:
         raise InputError("the run cannot go on: no checkpoint can be read", file=left[0],
-                         rule="an undamaged run_it*_checkpoint.npz of this version",
+                         rule="an undamaged run_it*_checkpoint.npz",
                          remedy="leave --continue away to start again, which removes the earlier results")
 
 
-def _identity(settings: RefineSettings, table: ParticleTable) -> dict[str, object]:
-    """What a continuation must share, as a checkpoint keeps it: the settings, and the particles row by row."""
+def _identity(settings: RefineSettings, refinement: Refinement) -> dict[str, object]:
+    """What a continuation must share, as a checkpoint keeps it: the settings, the particles row by row, the mask.
+
+    Not what the starting map holds: a checkpoint has the references that were made of it, and it is not used again.
+    """
+    table = refinement.particles.table
     names = table.star.table(table.table_name).strings("rlnImageName")
     digest = hashlib.sha256("\n".join(names[row] for row in table.identifiers).encode())
     digest.update(table.halves.tobytes())
-    values = _plain_settings(settings)
-    return values | {"particles and half sets, digest": digest.hexdigest()}
+    values = _plain_settings(settings) | {"particles and half sets, digest": digest.hexdigest()}
+    if settings.mask is not None:  # a sphere is made of the settings
+        values["mask, digest"] = hashlib.sha256(refinement.ops.to_host(refinement.support).tobytes()).hexdigest()
+    return values
 
 
 def _plain_settings(settings: RefineSettings) -> dict[str, object]:
