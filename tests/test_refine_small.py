@@ -411,6 +411,16 @@ def test_a_run_goes_on_only_with_its_mask(data: SimulatedFiles, tmp_path: Path,
     assert "the run that is to go on had mask, digest = " in capsys.readouterr().err
 
 
+def test_a_hard_mask_is_warned_of_once(data: SimulatedFiles, tmp_path: Path,
+                                       capsys: pytest.CaptureFixture[str]) -> None:
+    mask = tmp_path / "mask.mrc"
+    write_map(mask, (sphere(BOX, 10, 4) > 0.5).astype(np.float32), PIXEL_SIZE)
+    assert refine(data, tmp_path / "out", "--mask", mask, "--iterations", 1) == 0
+    assert capsys.readouterr().out.count("has a hard edge") == 1
+    warnings = json.loads((tmp_path / "out" / "status.json").read_text())["warnings"]
+    assert [text.startswith(f"{mask}: has a hard edge") for text in warnings].count(True) == 1
+
+
 def test_nothing_is_lost_when_a_run_cannot_go_on(data: SimulatedFiles, short: Path, tmp_path: Path,
                                                  capsys: pytest.CaptureFixture[str]) -> None:
     out = shutil.copytree(short, tmp_path / "out")

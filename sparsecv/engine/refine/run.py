@@ -14,7 +14,7 @@ import numpy as np
 
 from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.particles import ParticleTable
-from sparsecv.engine.physics.masks import solvent_mask, sphere
+from sparsecv.engine.physics.masks import check_mask, solvent_mask, sphere
 from sparsecv.engine.refine.checkpoint import load_checkpoint, save_checkpoint
 from sparsecv.engine.refine.loop import Iteration, Refinement
 from sparsecv.engine.refine.outputs import (
@@ -187,11 +187,15 @@ def _final_mask(
     if settings.mask is not None:
         return np.asarray(refinement.ops.to_host(refinement.support))
     first, second = iteration.half_maps
+    pixel_size = refinement.particles.geometry.pixel_size
     try:
-        return solvent_mask((first + second) / 2, refinement.particles.geometry.pixel_size, workers=threads)
+        mask = solvent_mask((first + second) / 2, pixel_size, workers=threads)
     except InputError as problem:
         warn(f"no mask can be made from the map, a sphere is used instead: {problem}")
         return sphere(len(first), radius_px)
+    for text in check_mask(mask, mask.shape, pixel_size, file="the mask made of the map"):
+        warn(text)
+    return mask
 
 
 def _detector_pixel_size(table: ParticleTable) -> float:

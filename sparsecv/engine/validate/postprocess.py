@@ -106,7 +106,8 @@ def postprocess(
     pixel_size
         A.
     mask
-        In [0, 1], shape of the halves; None makes one of their average (``masks.solvent_mask``).
+        In [0, 1], shape of the halves; None makes one of their average (``masks.solvent_mask``). What is odd about a
+        given one was said when it was read, and is not said again.
     mtf, mtf_pixel_size, bfactor, autob_lowres, autob_highres, low_pass, fsc_weighting
         As in ``sharpen.Sharpening``; ``mtf`` may be a RELION STAR file.
     force_mask
@@ -137,8 +138,9 @@ def postprocess(
         warnings.append("the two half maps are identical: their FSC says nothing about resolution")
     if mask is None:
         mask = solvent_mask(average, pixel_size, workers=workers)
+        warnings += check_mask(mask, average.shape, pixel_size, file="the mask made of the map")
     else:
-        warnings += check_mask(mask, average.shape, pixel_size)
+        check_mask(mask, average.shape, pixel_size)
     rng = np.random.default_rng(seed)
     curves = mask_corrected_fsc(half1, half2, mask, rng, sphere_radius_px=sphere_radius_px, workers=workers)
     curve, said = _curve_to_use(curves, force_mask)
