@@ -45,7 +45,7 @@ def test_sizes() -> None:
     assert GEOMETRY.length == 200.0
     assert GEOMETRY.nyquist_shell == 49
     assert Geometry(99, 2.0, 120.0).nyquist_shell == 49
-    assert [GEOMETRY.shell_of(d) for d in (1000.0, 40.0, 39.0, 10.0, 4.0, 1.0)] == [2, 5, 5, 20, 49, 49]
+    assert [GEOMETRY.shell_of(d) for d in (1000.0, 150.0, 40.0, 39.0, 10.0, 4.0, 1.0)] == [0, 1, 5, 5, 20, 49, 49]
 
 
 def test_an_angular_step_serves_the_resolution_of_the_rim() -> None:

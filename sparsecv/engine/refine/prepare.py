@@ -19,7 +19,7 @@ from sparsecv.engine.refine.half import Particles
 from sparsecv.engine.refine.loop import Refinement
 from sparsecv.engine.refine.noise import grey_scale_at_poses, image_power
 from sparsecv.engine.refine.regularisers import Regulariser, Wiener
-from sparsecv.engine.refine.schedule import Geometry
+from sparsecv.engine.refine.schedule import LEAST_BAND, Geometry
 from sparsecv.engine.refine.settings import RefineSettings
 from sparsecv.engine.refine.state import HalfState, ParticleState, RefinementState
 from sparsecv.engine.refine.volumes import map_to_volume
@@ -189,7 +189,7 @@ def _start(settings: RefineSettings, kernels: Any, particles: Particles, referen
         )
     band = geometry.nyquist_shell
     if settings.initial_lowpass > 0:
-        band = min(band, geometry.shell_of(settings.initial_lowpass) + 2)
+        band = min(band, max(geometry.shell_of(settings.initial_lowpass) + 2, LEAST_BAND))
     curve = np.zeros(geometry.nyquist_shell + 1)
     stage = "local" if settings.local else "global"
     return RefinementState(state, (halves[0], halves[1]), curve, band, stage, rejected=rejected)

@@ -39,7 +39,7 @@ def reconstruct(settings: ReconstructSettings) -> list[Path]:
     matrices = symmetry_matrices(settings.symmetry)
     particles = Particles.of(kernels, table, geometry, matrices, settings.batch_memory,
                              intact_first_peak=settings.intact_first_peak, kernel=settings.kernel)
-    last = geometry.shell_of(settings.resolution) if settings.resolution > 0 else geometry.nyquist_shell
+    last = max(geometry.shell_of(settings.resolution), 2) if settings.resolution > 0 else geometry.nyquist_shell
     with_ctf = not settings.no_ctf
     sums = {
         name: _backproject(kernels, particles, rotations, rows, last, with_ctf=with_ctf)

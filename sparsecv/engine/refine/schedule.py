@@ -30,6 +30,7 @@ SHIFTS_KEPT = 3
 COARSE_PART = 0.5  # of the band: compared at the first level of a local search
 BAND_FSC = 0.143
 BAND_MARGIN = 2  # shells above the last with that FSC
+LEAST_BAND = 4  # shells without which no orientation could be told from another
 GROWTH, LEAST_GROWTH = 0.4, 4  # shells that are backprojected beyond the band, so that the FSC can show more
 NOTABLE_SHELLS = 1  # an iteration that widens the band by no more has converged
 RMS_PER_MEDIAN_2D, RMS_PER_MEDIAN_3D = 1 / 1.177, 1 / 1.538  # per axis, of the length of a Gaussian vector
@@ -54,8 +55,8 @@ class Geometry:
         return self.box * self.pixel_size
 
     def shell_of(self, resolution: float) -> int:
-        """Last shell within a resolution in A, at least 2."""
-        return int(np.clip(np.floor(self.length / resolution + 1e-6), 2, self.nyquist_shell))
+        """Last shell within a resolution in A; 0 where even the first is finer."""
+        return int(min(np.floor(self.length / resolution + 1e-6), self.nyquist_shell))
 
     def shell_of_step(self, step_deg: float) -> int:
         """Highest shell that an angular step can serve."""
@@ -157,10 +158,10 @@ def next_band(
     """
     known = [band for band in supported if band is not None]
     if known and len(known) == len(supported):
-        return int(np.clip(min(known), 4, min(accumulated, geometry.nyquist_shell)))
+        return int(np.clip(min(known), LEAST_BAND, min(accumulated, geometry.nyquist_shell)))
     low = np.flatnonzero(fsc[1 : accumulated + 1] < BAND_FSC)
     last = int(low[0]) if len(low) else accumulated
-    return int(np.clip(last + 1 + BAND_MARGIN, 4, geometry.nyquist_shell))
+    return int(np.clip(last + 1 + BAND_MARGIN, LEAST_BAND, geometry.nyquist_shell))
 
 
 def update_search(
