@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.fft
@@ -20,14 +22,22 @@ def found(angstrom: float, crossed: bool = True) -> Resolution:
     return Resolution(angstrom, crossed, 0.143, BOX * PIXEL_SIZE / angstrom)
 
 
+def shared(angstrom: float) -> Resolution:
+    return replace(found(angstrom), is_shared=True)
+
+
+def test_what_is_shared_is_no_crossing():
+    assert str(shared(40.0)) == "40.00 A (shared by the halves; none beyond is claimed)"
+
+
 def test_what_noise_can_reach_is_not_claimed():
     common = Common(40.0, 160.0)
     assert common.reach == pytest.approx(1 / (1 / 40 + 5 / 160))
-    assert common.claim(found(26.7), 192.0) == found(40.0)
+    assert common.claim(found(26.7), 192.0) == shared(40.0)
     assert common.claim(found(17.7), 192.0) == found(17.7)
     assert common.claim(found(55.0), 192.0) == found(55.0)
     # A curve that never falls says no more where noise can reach Nyquist, and is believed where it cannot.
-    assert common.claim(found(25.0, crossed=False), 192.0).angstrom == 40.0
+    assert common.claim(found(25.0, crossed=False), 192.0) == shared(40.0)
     at_nyquist = found(6.0, crossed=False)
     assert common.claim(at_nyquist, 192.0) == at_nyquist
 

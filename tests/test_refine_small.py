@@ -19,6 +19,8 @@ from typing import Any
 import mrcfile
 import numpy as np
 import pytest
+from tiny import PIXEL_SIZE as TINY_PIXEL_SIZE
+from tiny import blobs, write_particles
 
 from sparsecv import cli
 from sparsecv.engine.errors import InputError
@@ -149,6 +151,22 @@ def test_relion_reconstructs_our_map_from_our_poses(finished: Path, tmp_path: Pa
     mask = read_map(finished.parent / "data" / "mask_protein.mrc").data
     curve = fsc(read_map(out).data, read_map(tmp_path / "theirs.mrc").data, mask)
     assert curve[:11].min() > 0.99
+
+
+def test_noise_is_said_to_show_only_what_the_halves_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_particles(tmp_path, 60, BOX, noise=1.0)
+    start = tmp_path / "start.mrc"
+    write_map(start, blobs(BOX), TINY_PIXEL_SIZE)
+    given = ("refine", "--particles", tmp_path / "particles.star", "--reference", start, "--output", tmp_path / "out",
+             "--threads", "1", "--iterations", 1)
+    assert cli.main([str(word) for word in given]) == 0
+    status = json.loads((tmp_path / "out" / "status.json").read_text())
+    reached = status["history"][0]["crossing_0143"]
+    assert 2 * TINY_PIXEL_SIZE < reached < 40  # further than the start, by noise alone
+    assert status["resolution_0143"] == 40 and status["resolution_is_shared"]
+    said = capsys.readouterr().out
+    assert f"no resolution beyond the 40.00 A that the halves share (FSC 0.143 at {reached:.2f} A" in said
+    assert "finished: 40.00 A (shared by the halves; none beyond is claimed) at 0.143" in said
 
 
 # ------------------------------------------------------------------------------------------------- repeatability

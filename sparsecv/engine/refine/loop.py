@@ -214,15 +214,19 @@ class Refinement:
         state, geometry = self.state, self.particles.geometry
         kept = ~state.particles.is_rejected
         found = [resolution(curve, level, geometry.box, geometry.pixel_size) for level in (0.143, 0.5)]
+        claimed = found
         if self.common is not None and self.common.explains(found[0]):
-            found = [self.common.claim(one, geometry.length) for one in found]
-        at = {"resolution_0143": found[0].angstrom, "resolution_05": found[1].angstrom}
+            claimed = [self.common.claim(one, geometry.length) for one in found]
         return {
             "iteration": state.iteration,
             "stage": state.stage,
             "is_last": is_last,
             "band": state.band,
-            **at,
+            "resolution_0143": claimed[0].angstrom,
+            "resolution_05": claimed[1].angstrom,
+            "resolution_is_shared": claimed[0].is_shared,
+            "crossing_0143": found[0].angstrom,
+            "crossing_05": found[1].angstrom,
             "step_deg": finest_deg,
             "turned_deg": float(np.median(state.particles.turned_deg[kept])),
             "moved_A": float(np.median(state.particles.moved_px[kept]) * geometry.pixel_size),

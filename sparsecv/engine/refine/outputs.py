@@ -178,6 +178,7 @@ class Status:
             "iteration": history[-1]["iteration"] if history else 0,
             "resolution_0143": history[-1]["resolution_0143"] if history else None,
             "resolution_05": history[-1]["resolution_05"] if history else None,
+            "resolution_is_shared": history[-1]["resolution_is_shared"] if history else None,
             "wall_seconds": round(time.time() - self.started, 3),
             "cpu_seconds": round(time.process_time(), 3),
             "updated": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

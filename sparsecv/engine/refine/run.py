@@ -173,8 +173,11 @@ def _line(entry: dict[str, Any]) -> str:
     """One line on an iteration."""
     kind = "last, joined" if entry["is_last"] else entry["stage"]
     rejected = f", {entry['rejected']} set aside" if entry["rejected"] else ""
+    fsc = f"FSC 0.143 at {entry['crossing_0143']:.2f} A, 0.5 at {entry['crossing_05']:.2f} A"
+    if entry["resolution_is_shared"]:
+        fsc = f"no resolution beyond the {entry['resolution_0143']:.2f} A that the halves share ({fsc})"
     return (
-        f"{kind}, FSC 0.143 at {entry['resolution_0143']:.2f} A, 0.5 at {entry['resolution_05']:.2f} A, step "
+        f"{kind}, {fsc}, step "
         f"{entry['step_deg']:.1f} deg, poses changed by {entry['turned_deg']:.1f} deg and {entry['moved_A']:.2f} A"
         f"{rejected}"
     )
@@ -228,5 +231,6 @@ def _finish(
     for text in result.warnings:
         warn(text)
     status.write("finished", refinement.state.history, warnings=warnings,
-                 masked_resolution_0143=result.resolution_0143.angstrom, bfactor=result.bfactor)
+                 masked_resolution_0143=result.resolution_0143.angstrom,
+                 masked_resolution_is_shared=result.resolution_0143.is_shared, bfactor=result.bfactor)
     return RefineResult(folder, refinement.state.history, result, warnings)

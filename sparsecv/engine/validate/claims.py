@@ -45,4 +45,4 @@ class Common:
         """The resolution found, or the common one where noise could have reached it; ``length``: of the box, A."""
         if not self.explains(found):
             return found
-        return replace(found, angstrom=self.resolution, shell=length / self.resolution)
+        return replace(found, angstrom=self.resolution, crossed=True, shell=length / self.resolution, is_shared=True)

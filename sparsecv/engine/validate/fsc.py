@@ -36,14 +36,20 @@ class Resolution:
         Of the correlation.
     shell
         Crossing in shells, interpolated.
+    is_shared
+        Not a crossing: what the halves had in common, where noise could have carried their FSC from there to its
+        crossing (``claims.Common``).
     """
 
     angstrom: float
     crossed: bool
     threshold: float
     shell: float
+    is_shared: bool = False
 
     def __str__(self) -> str:
+        if self.is_shared:
+            return f"{self.angstrom:.2f} A (shared by the halves; none beyond is claimed)"
         return f"{self.angstrom:.2f} A" if self.crossed else f"{self.angstrom:.2f} A (Nyquist; no crossing)"
 
 
