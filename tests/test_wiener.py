@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from tiny import PIXEL_SIZE, blobs, write_particles
+from scipy.optimize import least_squares
+from tiny import PIXEL_SIZE, blobs, random_rotations, write_particles
 
 from sparsecv.engine.io.mrc import write_map, write_stack
 from sparsecv.engine.physics.masks import fade_corners, sphere
+from sparsecv.engine.physics.symmetry import symmetry_matrices, unique_directions
 from sparsecv.engine.refine.joining import frame_shift, joined_map, share_low_resolution
 from sparsecv.engine.refine.loop import Iteration
 from sparsecv.engine.refine.prepare import prepare
@@ -73,11 +76,13 @@ def test_a_short_curve_is_no_information_beyond_its_end() -> None:
     np.testing.assert_array_equal(one, two)
 
 
-def test_the_joined_map_knows_twice_as_much() -> None:
+@pytest.mark.parametrize("tau_factor", [1.0, 4.0])
+def test_the_joined_map_knows_twice_as_much(tau_factor: float) -> None:
     curve = np.linspace(0.9, 0.1, LAST + 1)
     evidence = even_evidence(curve)
-    found = joined_map(cpu, evidence.quarters[0] + evidence.quarters[1], curve, SUPPORT)
-    wanted = filtered(evidence, 2 * curve / (1 + curve))
+    found = joined_map(cpu, evidence.quarters[0] + evidence.quarters[1], curve, SUPPORT, tau_factor)
+    # for T = 1 the FSC of the whole, 2 FSC / (1 + FSC)
+    wanted = filtered(evidence, 2 * tau_factor * curve / (2 * tau_factor * curve + 1 - curve))
     np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max())
 
 
@@ -102,6 +107,23 @@ def test_a_frame_that_is_off_is_found() -> None:
     np.testing.assert_allclose(frame_shift(rotations, shifts, half_turn), [0, 0, 3], atol=0.1)
 
 
+@pytest.mark.parametrize("name", ["C1", "C4", "C7", "D2", "D7", "I2"])
+def test_a_frame_moves_only_where_the_point_group_lets_it(name: str) -> None:
+    """The least-squares shift along the axis, from views of one asymmetric unit, in which no direction stands alone."""
+    rotations = random_rotations(400, seed=3)
+    matrices = symmetry_matrices(name)
+    rotations = rotations[unique_directions(rotations[:, 2], matrices)]
+    shifts = np.random.default_rng(4).normal(1.0, 2.0, (len(rotations), 2))
+    found = frame_shift(rotations, shifts, matrices)
+    free = {"C": np.eye(3)[2:], "D": np.empty((0, 3)), "I": np.empty((0, 3))}[name[0]] if name != "C1" else np.eye(3)
+
+    def misfit(along: np.ndarray) -> np.ndarray:
+        return (shifts - rotations[:, :2] @ (along @ free)).ravel()
+
+    wanted = least_squares(misfit, np.zeros(len(free))).x @ free if len(free) else np.zeros(3)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
 # -------------------------------------------------------------------------------------------------------- the seam
 class Witness:
     """A regulariser that remembers what it was shown."""
@@ -123,6 +145,22 @@ def one_iteration(folder: Path) -> tuple[Witness, Iteration]:
     witness = Witness()
     refinement.regulariser = witness
     return witness, refinement.iterate()
+
+
+def test_the_last_map_has_the_strength_of_the_others(tmp_path: Path) -> None:
+    write_particles(tmp_path, 40, BOX, density=blobs(BOX), noise=5.0)
+    write_map(tmp_path / "reference.mrc", blobs(BOX), PIXEL_SIZE)
+    settings = RefineSettings(particles=tmp_path / "particles.star", reference=tmp_path / "reference.mrc",
+                              output=tmp_path, local=True, threads=1, device="cpu")
+    plain, strong = (
+        prepare(replace(settings, tau_factor=tau_factor), cpu, lambda text: None, Progress(io.StringIO())).iterate(
+            is_last=True
+        )
+        for tau_factor in (1.0, 4.0)
+    )
+    np.testing.assert_array_equal(plain.fsc, strong.fsc)  # nothing else has changed
+    assert plain.joined is not None and strong.joined is not None
+    assert np.linalg.norm(strong.joined) > 1.02 * np.linalg.norm(plain.joined)
 
 
 def test_nothing_of_the_other_half_reaches_a_regulariser(tmp_path: Path) -> None:

@@ -25,16 +25,20 @@ def frame_shift(rotations: np.ndarray, shifts_px: np.ndarray, matrices: np.ndarr
     rotations, shifts_px
         (n, 3, 3) and (n, 2): poses of both halves.
     matrices
-        Point group, (G, 3, 3): it allows t along its axis only.
+        Point group, (G, 3, 3): t lies in the subspace that it leaves in place, the axis of Cn.
 
     Returns
     -------
     (3,) float64; 0 along directions that no view shows.
     """
-    views = rotations[:, :2]
-    normal = np.einsum("nki,nkj->ij", views, views)
-    shift = np.linalg.lstsq(normal, np.einsum("nki,nk->i", views, shifts_px), rcond=None)[0]
-    return matrices.mean(axis=0) @ shift
+    # The mean of the group is the projector on what it leaves in place: its eigenvalues are 0 and 1. The fit is made in
+    # that subspace, as views that lie on one side of the axis would tilt a free solution.
+    values, vectors = np.linalg.eigh(matrices.mean(axis=0))
+    basis = vectors[:, values > 0.5]
+    seen = rotations[:, :2] @ basis
+    normal = np.einsum("nki,nkj->ij", seen, seen)
+    shift: np.ndarray = basis @ np.linalg.lstsq(normal, np.einsum("nki,nk->i", seen, shifts_px), rcond=None)[0]
+    return shift
 
 
 def share_low_resolution(
@@ -51,10 +55,11 @@ def share_low_resolution(
     return shared[0], shared[1]
 
 
-def joined_map(ops: Any, total: Accumulator, fsc: np.ndarray, support: Any) -> np.ndarray:
+def joined_map(ops: Any, total: Accumulator, fsc: np.ndarray, support: Any, tau_factor: float) -> np.ndarray:
     """Wiener-filtered map of all particles inside the support, float32 on the host.
 
-    The FSC of the whole is 2 FSC / (1 + FSC), which makes its signal-to-noise ratio twice that of a half.
+    The FSC of the whole is 2 FSC / (1 + FSC), which makes its signal-to-noise ratio twice that of a half. RELION's T,
+    ``tau_factor``, is that of the iterations before.
     """
-    density = total.solve(ops, prior_precision(ops, total, fsc, 2.0))
+    density = total.solve(ops, prior_precision(ops, total, fsc, 2 * tau_factor))
     return np.asarray(ops.to_host(density * support))

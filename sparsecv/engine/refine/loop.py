@@ -126,7 +126,8 @@ class Refinement:
         joined: np.ndarray | None = None
         regularised: tuple[Regularised, ...] = ()
         if is_last:
-            joined = joined_map(self.ops, results[0].total + results[1].total, curve, self.support)
+            tau_factor = getattr(self.regulariser, "tau_factor", 1.0)  # of the Wiener prior alone
+            joined = joined_map(self.ops, results[0].total + results[1].total, curve, self.support, tau_factor)
         else:
             regularised = self._regularise(results, curve)
         gain = np.sum([quarter.mean_weight(self.ops) for result in results for quarter in result.quarters], axis=0)
