@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny import PADDING, PIXEL_SIZE, blobs, write_particles
 
+from sparsecv.engine.io.mrc import write_map
 from sparsecv.engine.io.particles import ParticleTable
+from sparsecv.engine.io.star import StarFile
 from sparsecv.engine.refine.expectation import GridBank, Posterior
 from sparsecv.engine.refine.half import HalfResult, Particles, Residuals
 from sparsecv.engine.refine.maximisation import sample_statistics
@@ -22,9 +25,13 @@ from sparsecv.engine.refine.noise import (
     update_norm,
     update_scale,
 )
+from sparsecv.engine.refine.outputs import mean_of_halves, write_model_star
+from sparsecv.engine.refine.prepare import prepare
 from sparsecv.engine.refine.schedule import Draws, Geometry, search_plan
+from sparsecv.engine.refine.settings import RefineSettings
 from sparsecv.engine.refine.state import HalfState, ParticleState
 from sparsecv.engine.refine.volumes import Accumulator, map_to_volume
+from sparsecv.engine.report.progress import Progress
 from sparsecv.kernels import cpu
 
 BOX, SIGMA = 32, 1.7
@@ -170,6 +177,30 @@ def test_grey_scale_at_known_poses(tmp_path: Path, factor: float) -> None:
     volume = map_to_volume(cpu, half.reference, 8)
     found = grey_scale_at_poses(cpu, particles, state, half, np.arange(200), volume, 8)
     assert found * factor == pytest.approx(1, abs=0.03)
+
+
+def test_the_model_file_has_means_over_particles(tmp_path: Path) -> None:
+    """Groups 1 and 2 are in one half each, and half 2 has lost most of its particles."""
+    groups = np.arange(40) % 2
+    table = write_particles(tmp_path, 40, BOX, density=blobs(BOX), noise=5.0, groups=groups)
+    write_map(tmp_path / "reference.mrc", blobs(BOX), PIXEL_SIZE)
+    settings = RefineSettings(particles=tmp_path / "particles.star", reference=tmp_path / "reference.mrc",
+                              output=tmp_path, local=True, threads=1, device="cpu")
+    refinement = prepare(settings, cpu, lambda text: None, Progress(io.StringIO()))
+    iteration = refinement.iterate(is_last=True)
+    refinement.state.particles.is_rejected[np.flatnonzero(table.halves == 2)[5:]] = True
+    for half, noise, scale in zip(refinement.state.halves, (1.0, 6.0), ([0.7, 1.0], [1.0, 1.3]), strict=True):
+        half.noise[:], half.scale[:] = noise, scale
+    write_model_star(tmp_path / "run_model.star", refinement, iteration)
+    written = StarFile.read(tmp_path / "run_model.star")
+    assert written.table("model_groups").floats("rlnGroupScaleCorrection").tolist() == [0.7, 1.3]
+    spectrum = written.table("model_optics_group_1").floats("rlnSigma2Noise")
+    np.testing.assert_allclose(spectrum * BOX**2, (20 * 1.0 + 5 * 6.0) / 25, rtol=1e-5)
+
+
+def test_halves_without_particles_count_alike() -> None:
+    values = [np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[5.0, 6.0], [7.0, 8.0]])]
+    np.testing.assert_allclose(mean_of_halves(values, np.array([[0, 3], [0, 1]])), [[3.0, 4.0], [4.0, 5.0]])
 
 
 def test_signal_to_noise_of_a_correlation() -> None:

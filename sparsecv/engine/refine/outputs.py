@@ -18,7 +18,6 @@ from sparsecv.engine.io.particles import ParticleTable
 from sparsecv.engine.io.star import StarFile
 from sparsecv.engine.refine.loop import Iteration, Refinement
 from sparsecv.engine.refine.noise import signal_to_noise
-from sparsecv.engine.refine.state import RefinementState
 from sparsecv.engine.report.plots import plot_angles, plot_fsc, plot_slices
 
 HALF_MAP = "run_half{}_class001_unfil.mrc"
@@ -130,14 +129,15 @@ def write_model_star(path: Path, refinement: Refinement, iteration: Iteration) -
         "rlnGoldStandardFsc": iteration.fsc,
         "rlnReferenceSigma2": _inverse(iteration.noise_gain, len(shells)),
     })  # fmt: skip
+    in_group = _counts(refinement, table.group_index, len(table.group_names))
     star.add_loop("model_groups", {
         "rlnGroupNumber": np.arange(1, len(table.group_names) + 1),
         "rlnGroupName": list(table.group_names),
         "rlnGroupNrParticles": np.bincount(table.group_index, minlength=len(table.group_names)),
-        "rlnGroupScaleCorrection": _mean_scale(state),
+        "rlnGroupScaleCorrection": mean_of_halves([half.scale for half in state.halves], in_group),
     })  # fmt: skip
-    for number, _ in enumerate(table.optics):
-        spectrum = np.mean([half.noise[number] for half in state.halves], axis=0)
+    in_optics = _counts(refinement, table.optics_index, len(table.optics))
+    for number, spectrum in enumerate(mean_of_halves([half.noise for half in state.halves], in_optics)):
         star.add_loop(f"model_optics_group_{number + 1}", {
             "rlnSpectralIndex": np.arange(len(spectrum)),
             "rlnResolution": np.arange(len(spectrum)) / geometry.length,
@@ -152,8 +152,28 @@ def _inverse(gain: np.ndarray, shells: int) -> np.ndarray:
     return np.where(padded > 0, 1 / np.maximum(padded, 1e-30), 0)
 
 
-def _mean_scale(state: RefinementState) -> np.ndarray:
-    return np.asarray(np.mean([half.scale for half in state.halves], axis=0))
+def _counts(refinement: Refinement, group: np.ndarray, groups: int) -> np.ndarray:
+    """Particles of each half in each group that are not set aside, (2, groups); ``group``: (n,) of each particle."""
+    kept = ~refinement.state.particles.is_rejected
+    return np.stack([np.bincount(group[kept & (refinement.halves == half)], minlength=groups) for half in (1, 2)])
+
+
+def mean_of_halves(values: Sequence[np.ndarray], counts: np.ndarray) -> np.ndarray:
+    """Mean of what the halves know of each group, by their particles in it.
+
+    A half without particles of a group knows nothing of it: its value is the one that it began with.
+
+    Parameters
+    ----------
+    values
+        Of the two halves, (groups, ...) each.
+    counts
+        (2, groups) particles; where both are 0, the halves count alike.
+    """
+    weights = np.where(counts.sum(axis=0) > 0, counts, 1).astype(np.float64)
+    weights /= weights.sum(axis=0)
+    mean: np.ndarray = np.einsum("hg,hg...->g...", weights, np.stack(values))
+    return mean
 
 
 def write_maps(folder: Path, iteration: Iteration, pixel_size: float, regulariser: str) -> None:
