@@ -407,6 +407,26 @@ def test_a_reference_of_another_box_is_resampled_with_a_note(data: SimulatedFile
     assert f"warning: {big}: 40 px of 4 A resampled to 32 px of 5 A\n" in capsys.readouterr().out
 
 
+def test_a_reference_whose_header_says_nothing_is_not_guessed_at(data: SimulatedFiles, tmp_path: Path,
+                                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    unset = tmp_path / "unset.mrc"
+    absent = ("--reference", unset, "--mask", tmp_path / "absent.mrc")  # ends the run once the reference is read
+    write_map(unset, sphere(40, 12, 4), 1.0)
+    said = refusal(capsys, data, tmp_path, *absent)
+    assert said.startswith(f"{unset}: the pixel size in the header is 1 A") and "the images' (32 px of 5 A)" in said
+    assert said.endswith("(value '40 px'); rule: a pixel size that is known; remedy: give the true one with "
+                         "--reference-pixel-size, be it 1")
+    for size in (4, 1):
+        assert refine(data, tmp_path, *absent, "--reference-pixel-size", size) == cli.WRONG_INPUT
+        assert f"warning: {unset}: 40 px of {size} A resampled to 32 px of 5 A\n" in capsys.readouterr().out
+    write_map(unset, sphere(160, 12, 4), 1.0)  # 160 A, as the images: it must be true
+    assert refine(data, tmp_path, *absent) == cli.WRONG_INPUT
+    assert f"warning: {unset}: 160 px of 1 A resampled to 32 px of 5 A\n" in capsys.readouterr().out
+    write_map(unset, sphere(BOX, 12, 4), 1.0)
+    assert refine(data, tmp_path, *absent) == cli.WRONG_INPUT
+    assert f"warning: {unset} has a pixel size of 1 A, which programs write" in capsys.readouterr().out
+
+
 def test_a_run_goes_on_only_as_it_began(data: SimulatedFiles, short: Path, tmp_path: Path,
                                         capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(short, tmp_path, dirs_exist_ok=True)

@@ -30,6 +30,7 @@ from sparsecv.engine.validate.mtf import MtfCurve
 DIAMETER_OF_BOX = 0.9
 START_SHIFT_SIGMA = 10.0  # A: width of the first prior on shifts of a global search
 START_REACH_PX = 5.0
+UNSET_TOLERANCE = 1e-3  # A: a header that says 1 A may say nothing
 UNUSUAL_DEVIATION = 20.0  # an image's standard deviation this far from the median, either way, is not of a particle
 
 Warn = Callable[[str], None]
@@ -126,17 +127,29 @@ def _diameter(settings: RefineSettings, table: ParticleTable) -> float:
 
 def _read_reference(settings: RefineSettings, table: ParticleTable, warn: Warn) -> np.ndarray:
     """The starting map on the particles' grid; another grid is resampled, with a note."""
-    given = read_map(settings.reference)
-    size = given.pixel_size if given.pixel_size > 0 else table.pixel_size
-    if given.data.shape[0] == table.box and abs(size / table.pixel_size - 1) < 0.01:
+    given = read_map(settings.reference, pixel_size=settings.reference_pixel_size)
+    size, box = given.pixel_size, given.data.shape[0]
+    if box == table.box and _is_alike(size, table.pixel_size):
         return given.data
-    if given.data.shape[0] == table.box and abs(given.pixel_size - 1) < 1e-3:
-        warn(f"{settings.reference} has a pixel size of 1 A, which programs write when they do not know it; "
-             f"taken as {table.pixel_size:g} A")
-        return given.data
-    warn(f"{settings.reference}: {given.data.shape[0]} px of {size:g} A resampled to {table.box} px of "
-         f"{table.pixel_size:g} A")
+    if settings.reference_pixel_size is None and abs(size - 1) < UNSET_TOLERANCE:
+        if box == table.box:
+            warn(f"{settings.reference} has a pixel size of 1 A, which programs write when they do not know it; "
+                 f"taken as {table.pixel_size:g} A")
+            return given.data
+        # 1 A is believed where it makes sense: the images' own pixel size, or a map of the same extent. Anything else
+        # could be of any size, and a reference of the wrong size spoils a whole run: a user would rather be asked.
+        if not _is_alike(size, table.pixel_size) and not _is_alike(box * size, table.box * table.pixel_size):
+            raise InputError("the pixel size in the header is 1 A, which programs write when they do not know it, and "
+                             f"the box is not the images' ({table.box} px of {table.pixel_size:g} A)",
+                             file=settings.reference, value=f"{box} px", rule="a pixel size that is known",
+                             remedy="give the true one with --reference-pixel-size, be it 1")
+    warn(f"{settings.reference}: {box} px of {size:g} A resampled to {table.box} px of {table.pixel_size:g} A")
     return resample(given.data, size, table.box, table.pixel_size)
+
+
+def _is_alike(first: float, second: float) -> bool:
+    """Whether two lengths are equal within 1 %."""
+    return abs(first / second - 1) < 0.01
 
 
 def _read_support(settings: RefineSettings, table: ParticleTable, round_mask: np.ndarray, warn: Warn) -> np.ndarray:
@@ -144,7 +157,7 @@ def _read_support(settings: RefineSettings, table: ParticleTable, round_mask: np
     if settings.mask is None:
         return round_mask
     mask = read_map(settings.mask)
-    known = mask.pixel_size if mask.pixel_size > 0 and abs(mask.pixel_size - 1) > 1e-3 else None
+    known = mask.pixel_size if abs(mask.pixel_size - 1) > UNSET_TOLERANCE else None
     shape = (table.box,) * 3
     for text in check_mask(mask.data, shape, table.pixel_size, mask_pixel_size=known, file=str(settings.mask)):
         warn(text)

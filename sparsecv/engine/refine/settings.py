@@ -17,6 +17,7 @@ OFFERED_DEVICES = DEVICES[:3]  # the last, the float64 definition, is for tests
 CHOICES = {"regulariser": REGULARISERS, "device": DEVICES, "kernel": KERNELS}
 PATHS = ("particles", "reference", "output", "mask", "data_dir")
 RANGES: dict[str, tuple[float, float]] = {
+    "reference_pixel_size": (0.01, 1000),
     "initial_lowpass": (0, 1000),
     "particle_diameter": (1, 1e5),
     "threads": (0, 4096),
@@ -68,6 +69,9 @@ class RefineSettings:
     seed: int = option(1, "of everything random")
     resume: bool = option(False, "go on from the last finished iteration in the output folder")
     iterations: int = option(30, "most iterations", expert=True)
+    reference_pixel_size: float | None = option(
+        None, "of the starting map, A (default: what its header says)", expert=True
+    )
     local_sigma: float = option(5.0, "with --local: expected error of the given angles, degrees", expert=True)
     offset_range: float | None = option(None, "largest shift searched at first, A (default: 5 pixels)", expert=True)
     tau_factor: float = option(1.0, "wiener: strength of the data against the prior (RELION's T)", expert=True)
