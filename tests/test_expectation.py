@@ -13,6 +13,7 @@ from tiny import PADDING, batch_of, blobs, exact_slices, noise_of, random_rotati
 from sparsecv.engine.physics.disc import Disc, make_disc
 from sparsecv.engine.physics.geometry import angular_distance, rotvec_to_matrix
 from sparsecv.engine.physics.sampling import GlobalGrid, LocalGrid, shift_lattice
+from sparsecv.engine.physics.symmetry import symmetric_distance, symmetry_matrices
 from sparsecv.engine.refine.expectation import GridBank, Level, Posterior, SearchPlan, find_posterior
 from sparsecv.engine.refine.images import ImageBatch
 from sparsecv.engine.refine.maximisation import accumulate, draw, estimate_poses, sample_statistics, thinned
@@ -25,6 +26,7 @@ BOX, SIGMA2, SHIFT_SIGMA = 16, 4.0, 1.5
 DISC = make_disc(BOX, 5)
 DENSITY = blobs(BOX)
 VOLUME = map_to_volume(cpu, DENSITY, DISC.last)
+NO_SYMMETRY = np.eye(3)[None]
 EVERYTHING = 10**6  # margin in nats, and number of cells kept: nothing is pruned
 TURN = random_rotations(1, seed=9)[0]
 
@@ -128,7 +130,7 @@ def test_an_image_without_numbers_does_not_touch_the_others(kind: str, value: fl
     assert not found.weights[~own].any() and np.count_nonzero(~own) == 1
     np.testing.assert_allclose(total.data, alone_total.data, atol=1e-4 * np.abs(alone_total.data).max())
     np.testing.assert_allclose(residual[:3], alone_residual, rtol=1e-4)
-    assert np.isfinite(estimate_poses(found, 20.0).rotations[:3]).all()
+    assert np.isfinite(estimate_poses(found, 20.0, NO_SYMMETRY).rotations[:3]).all()
 
 
 # ---------------------------------------------------------------------------------------- what becomes of posteriors
@@ -209,7 +211,7 @@ def test_mean_poses_are_finer_than_the_grid() -> None:
         spatial = np.exp(-((shifts - centres[image]) ** 2).sum(axis=1) / (2 * shift_sigma**2))
         weights.append(angular[:, None] * spatial)
         rotations.append(rotvec_to_matrix(np.deg2rad(lattice)) @ truth[image])
-    found = estimate_poses(posterior(weights, np.concatenate(rotations), np.tile(shifts, (3, 1, 1))), 25.0)
+    found = estimate_poses(posterior(weights, np.concatenate(rotations), np.tile(shifts, (3, 1, 1))), 25.0, NO_SYMMETRY)
     wanted = rotvec_to_matrix(np.deg2rad(offsets)) @ truth
     assert angular_distance(found.rotations, wanted).max() < 0.1 * step
     assert np.abs(found.shifts - centres).max() < 0.05 * 0.8
@@ -220,9 +222,27 @@ def test_other_modes_do_not_pull_the_pose() -> None:
     one = random_rotations(1, seed=5)[0]
     other = rotvec_to_matrix(np.array([[0, np.deg2rad(120), 0]]))[0] @ one
     weights = [np.array([[0.6], [0.4]])]
-    found = estimate_poses(posterior(weights, np.stack([one, other])), 10.0)
+    found = estimate_poses(posterior(weights, np.stack([one, other])), 10.0, NO_SYMMETRY)
     assert angular_distance(found.rotations, one[None])[0] < 1e-5
     assert found.spread[0] < 1e-5
+
+
+@pytest.mark.parametrize("name", ["C2", "C4", "D7", "I2"])
+def test_a_mode_crosses_the_border_of_an_asymmetric_unit(name: str) -> None:
+    """What a global search finds of a mode beyond the border are equivalents, far away; the pose must not heed that."""
+    matrices, rng = symmetry_matrices(name), np.random.default_rng(6)
+    lattice = LocalGrid(4.0, 4.0, np.array([0.2, -0.1, 0.3])).cells()
+    weights = [np.exp(-(lattice**2).sum(axis=1) / (2 * 4.0**2))[:, None] * np.array([[0.7, 0.3]]) for _ in "123"]
+    shifts = rng.normal(size=(3, 2, 2))
+    whole = np.concatenate([rotvec_to_matrix(np.deg2rad(lattice)) @ centre for centre in random_rotations(3, seed=5)])
+    beyond = np.tile(lattice[:, 0] > 0, 3)
+    split = np.where(beyond[:, None, None], whole @ matrices[rng.integers(1, len(matrices), len(whole))], whole)
+    radius = 0.4 * 360 / max(int(name[1:]), 5)  # modes of equivalents are apart
+    wanted = estimate_poses(posterior(weights, whole, shifts), radius, NO_SYMMETRY)
+    found = estimate_poses(posterior(weights, split, shifts), radius, matrices)
+    assert symmetric_distance(found.rotations, wanted.rotations, matrices).max() < 1e-4
+    np.testing.assert_allclose(found.shifts, wanted.shifts, atol=1e-6)
+    np.testing.assert_allclose(found.spread, wanted.spread, rtol=1e-6)
 
 
 def test_pruning_keeps_the_true_pose() -> None:
@@ -242,7 +262,7 @@ def test_pruning_keeps_the_true_pose() -> None:
     step = plan.grid.step(plan.levels[-1].depth)
     nearest = angular_distance(found.rotations, truth[found.owner])
     assert max(nearest[found.owner == image].min() for image in range(30)) < step
-    poses = estimate_poses(found, 2.5 * step + 3)
+    poses = estimate_poses(found, 2.5 * step + 3, NO_SYMMETRY)
     assert angular_distance(poses.rotations, truth).max() < step
     assert np.linalg.norm(poses.shifts, axis=1).max() < 0.3
     # and it did prune

@@ -12,6 +12,7 @@ from scipy.spatial.transform import Rotation
 from sparsecv.engine.errors import InputError
 from sparsecv.engine.physics.geometry import angular_distance
 from sparsecv.engine.physics.symmetry import (
+    nearest_equivalents,
     parse_symmetry,
     symmetric_distance,
     symmetry_matrices,
@@ -126,6 +127,17 @@ def test_equivalent_poses_act_from_the_right():
     for element in group:
         second = atoms @ (pose @ element).T
         assert np.linalg.norm(first[:, None] - second[None], axis=2).min(axis=1).max() < 1e-12
+
+
+def test_nearest_equivalents():
+    rng = np.random.default_rng(4)
+    group = symmetry_matrices("D7")
+    poses, centres = Rotation.random(50, rng=rng).as_matrix(), Rotation.random(50, rng=rng).as_matrix()
+    found = nearest_equivalents(poses, centres, group)
+    np.testing.assert_allclose(angular_distance(found, centres), symmetric_distance(poses, centres, group), atol=1e-9)
+    turns = poses.transpose(0, 2, 1) @ found
+    assert np.abs(turns[:, None] - group).max(axis=(2, 3)).min(axis=1).max() < 1e-12  # each is one of the group
+    assert nearest_equivalents(poses, centres, np.eye(3)[None]) is poses
 
 
 def test_symmetric_distance():

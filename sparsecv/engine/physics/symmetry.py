@@ -181,7 +181,33 @@ def symmetric_distance(first: ArrayLike, second: ArrayLike, matrices: ArrayLike)
     -------
     Degrees, shape (n,).
     """
+    trace = _traces(first, second, matrices).max(axis=1)
+    return np.rad2deg(np.arccos(np.clip((trace - 1) / 2, -1, 1)))
+
+
+def nearest_equivalents(poses: NDArray[np.float64], centres: ArrayLike, matrices: ArrayLike) -> NDArray[np.float64]:
+    """The equivalent A R_g of each pose that is nearest to another pose.
+
+    Parameters
+    ----------
+    poses, centres
+        Rotations ``A``, shape (n, 3, 3), and those that they are to be brought near to.
+    matrices
+        The point group, shape (G, 3, 3), identity first.
+
+    Returns
+    -------
+    Shape (n, 3, 3); without symmetry ``poses`` themselves.
+    """
+    group = np.asarray(matrices, dtype=np.float64)
+    if len(group) == 1:
+        return poses
+    return poses @ group[_traces(poses, centres, group).argmax(axis=1)]
+
+
+def _traces(first: ArrayLike, second: ArrayLike, matrices: ArrayLike) -> NDArray[np.float64]:
+    """Trace of A R_g B^T for each pair of poses and each element of the group, (n, G): 1 + 2 cos of their angle."""
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     relative = np.einsum("nki,nkj->nij", a, b)  # A^T B; the trace of A R B^T is that of R (A^T B)^T
-    trace = np.einsum("gij,nij->ng", np.asarray(matrices, dtype=np.float64), relative).max(axis=1)
-    return np.rad2deg(np.arccos(np.clip((trace - 1) / 2, -1, 1)))
+    traces: NDArray[np.float64] = np.einsum("gij,nij->ng", np.asarray(matrices, dtype=np.float64), relative)
+    return traces

@@ -269,7 +269,7 @@ def _store_poses(
     state: ParticleState, batch: ImageBatch, posterior: Posterior, mode_deg: float, matrices: np.ndarray
 ) -> None:
     """Write the new poses and qualities; an image without a posterior keeps its pose and is set aside."""
-    estimate, index = estimate_poses(posterior, mode_deg), batch.index
+    estimate, index = estimate_poses(posterior, mode_deg, matrices), batch.index
     good = np.isfinite(posterior.log_evidence)
     rows = index[good]
     shifts = batch.centre_px[good] + estimate.shifts[good]

@@ -10,6 +10,7 @@ import numpy as np
 
 from sparsecv.engine.physics.disc import Disc
 from sparsecv.engine.physics.geometry import rotvec_to_matrix
+from sparsecv.engine.physics.symmetry import nearest_equivalents
 from sparsecv.engine.refine.expectation import Posterior
 from sparsecv.engine.refine.images import ImageBatch
 from sparsecv.engine.refine.volumes import PADDING, Accumulator
@@ -147,23 +148,27 @@ class PoseEstimates:
     spread: np.ndarray
 
 
-def estimate_poses(posterior: Posterior, mode_radius: float) -> PoseEstimates:
+def estimate_poses(posterior: Posterior, mode_radius: float, matrices: np.ndarray) -> PoseEstimates:
     """Mean pose in the neighbourhood of the most probable one.
 
     The mean over the strongest mode has a smaller error than the grid point with the highest probability, which can be
-    no better than the grid.
+    no better than the grid. A global search holds one of all equivalent orientations, so that a mode on the border of
+    the asymmetric unit has parts on other sides of it: they count at the equivalent nearest to the most probable one.
 
     Parameters
     ----------
     mode_radius
         Degrees: samples farther from the most probable orientation belong to other modes.
+    matrices
+        Point group, (G, 3, 3).
     """
     owner, count = posterior.owner, len(posterior.shifts)
     marginal = posterior.weights.sum(axis=1, dtype=np.float64)
     order = np.lexsort((-marginal, owner))
     best = order[np.searchsorted(owner[order], np.arange(count))]
     centre = posterior.rotations[best]
-    relative = np.matmul(posterior.rotations, centre[owner].transpose(0, 2, 1))
+    near_centre = nearest_equivalents(posterior.rotations, centre[owner], matrices)
+    relative = np.matmul(near_centre, centre[owner].transpose(0, 2, 1))
     vectors = 0.5 * np.stack(  # sin(angle) x axis: the rotation vector of a small rotation
         [
             relative[:, 2, 1] - relative[:, 1, 2],
