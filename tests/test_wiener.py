@@ -20,6 +20,7 @@ from sparsecv.engine.refine.joining import frame_shift, joined_map, share_low_re
 from sparsecv.engine.refine.loop import Iteration
 from sparsecv.engine.refine.prepare import prepare
 from sparsecv.engine.refine.regularisers import Evidence, Regularised, Wiener
+from sparsecv.engine.refine.regularisers.wiener import prior_precision
 from sparsecv.engine.refine.settings import RefineSettings
 from sparsecv.engine.refine.volumes import Accumulator, half_width, map_to_volume, radial
 from sparsecv.engine.report.progress import Progress
@@ -53,7 +54,8 @@ def test_with_even_weights_each_shell_is_multiplied_by_its_wiener_factor(tau_fac
     # V = B / (N + N (1 - FSC) / (T FSC)): for T = 1 the factor is the FSC itself
     wanted = filtered(evidence, tau_factor * curve / (tau_factor * curve + 1 - curve))
     np.testing.assert_allclose(found.reference, wanted, atol=1e-4 * np.abs(wanted).max())
-    np.testing.assert_allclose(found.shown["prior_precision"], WEIGHT * (1 - curve) / (tau_factor * curve), rtol=1e-5)
+    prior = prior_precision(cpu, evidence.quarters[0] + evidence.quarters[1], curve, tau_factor)
+    np.testing.assert_allclose(prior, WEIGHT * (1 - curve) / (tau_factor * curve), rtol=1e-5)
 
 
 def test_a_perfect_correlation_leaves_the_map_as_it_is() -> None:
@@ -129,13 +131,18 @@ class Witness:
     """A regulariser that remembers what it was shown."""
 
     name = "witness"
+    confidence = 1.0
 
     def __init__(self) -> None:
         self.seen: list[Evidence] = []
 
     def regularise(self, ops: Any, evidence: Evidence) -> Regularised:
         self.seen.append(evidence)
-        return Wiener().regularise(ops, evidence)
+        found = Wiener().regularise(ops, evidence)
+        return replace(found, memory={"iteration": float(evidence.iteration)}, shown={"band": evidence.band})
+
+    def alignment_band(self, ops: Any, first: Regularised, second: Regularised) -> int | None:
+        return 17
 
 
 def one_iteration(folder: Path) -> tuple[Witness, Iteration]:

@@ -53,3 +53,11 @@ def check_kernel(kernel: str) -> None:
     """Refuse, with ValueError, the name of a spreading kernel that does not exist."""
     if kernel not in KERNELS:
         raise ValueError(f"the kernel is one of {', '.join(KERNELS)}, not {kernel!r}")
+
+
+def check_volumes(shape: tuple[int, ...], **volumes: Any) -> None:
+    """Refuse, with ValueError, what is no contiguous float32 volume of ``shape``; w2 has three of them."""
+    for name, volume in volumes.items():
+        wanted = (3, *shape) if name == "w2" else tuple(shape)
+        if tuple(volume.shape) != wanted or volume.dtype != "float32" or not volume.flags.c_contiguous:
+            raise ValueError(f"{name} is contiguous float32 of shape {wanted}, not {volume.dtype} {volume.shape}")

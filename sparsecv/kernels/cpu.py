@@ -14,6 +14,14 @@ import numpy as np
 from scipy import fft
 
 from sparsecv.kernels.contract import check_candidates, check_kernel, check_reach
+from sparsecv.kernels.cpu_sparse_tv import (  # noqa: F401
+    penalties,
+    penalty_weights,
+    relax_step,
+    smoothed_variation_gradient,
+    sparse_prox,
+    split_step,
+)
 
 xp = np
 name = "cpu"

@@ -22,8 +22,9 @@ from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.atomic import atomic_write
 from sparsecv.engine.refine.state import HalfState, ParticleState, RefinementState
 
-FORMAT = 2
+FORMAT = 3
 KEPT = 2
+HALF_ARRAYS = [f for f in fields(HalfState) if f.name != "memory"]  # the rest is plain JSON
 NAME = re.compile(r"run_it(\d{3,})_checkpoint\.npz")
 
 
@@ -43,11 +44,12 @@ def save_checkpoint(folder: Path, state: RefinementState, identity: dict[str, ob
     arrays: dict[str, np.ndarray] = {"fsc": state.fsc}
     arrays |= {f"particles.{f.name}": getattr(state.particles, f.name) for f in fields(ParticleState)}
     for number, half in enumerate(state.halves):
-        arrays |= {f"half{number + 1}.{f.name}": np.asarray(getattr(half, f.name)) for f in fields(HalfState)}
+        arrays |= {f"half{number + 1}.{f.name}": np.asarray(getattr(half, f.name)) for f in HALF_ARRAYS}
     plain = {
         "format": FORMAT,
         "version": __version__,
         "identity": identity,
+        "memories": [half.memory for half in state.halves],
         "band": state.band,
         "stage": state.stage,
         "iteration": state.iteration,
@@ -106,9 +108,9 @@ def _read(path: Path) -> tuple[RefinementState, dict[str, object]]:
     particles = ParticleState(**{f.name: arrays[f"particles.{f.name}"] for f in fields(ParticleState)})
     halves = []
     for number in (1, 2):
-        stored_half = ((f.name, arrays[f"half{number}.{f.name}"]) for f in fields(HalfState))
+        stored_half = ((f.name, arrays[f"half{number}.{f.name}"]) for f in HALF_ARRAYS)
         values: dict[str, Any] = {name: value if value.ndim else float(value) for name, value in stored_half}
-        halves.append(HalfState(**values))
+        halves.append(HalfState(**values, memory=plain["memories"][number - 1]))
     state = RefinementState(
         particles=particles,
         halves=(halves[0], halves[1]),

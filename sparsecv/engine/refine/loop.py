@@ -25,7 +25,7 @@ from sparsecv.engine.refine.schedule import (
     update_search,
 )
 from sparsecv.engine.refine.state import RefinementState
-from sparsecv.engine.refine.volumes import PADDING, map_to_volume
+from sparsecv.engine.refine.volumes import PADDING, map_to_volume, move_map
 from sparsecv.engine.validate.claims import Common
 from sparsecv.engine.validate.fsc import fsc, resolution
 
@@ -124,16 +124,20 @@ class Refinement:
         curve = fsc(maps[0] * self.sphere, maps[1] * self.sphere)
         curve[accumulated + 1 :] = 0
         joined: np.ndarray | None = None
-        regularised: tuple[Regularised, ...] = ()
+        regularised: tuple[Regularised, Regularised] | tuple[()] = ()
         if is_last:
             tau_factor = getattr(self.regulariser, "tau_factor", 1.0)  # of the Wiener prior alone
             joined = joined_map(self.ops, results[0].total + results[1].total, curve, self.support, tau_factor)
         else:
             regularised = self._regularise(results, curve)
         gain = np.sum([quarter.mean_weight(self.ops) for result in results for quarter in result.quarters], axis=0)
-        bands = [found.band for found in regularised]
-        band = state.band if is_last else next_band(geometry, curve, accumulated, bands)
+        band = state.band
+        if regularised:
+            supported = self.regulariser.alignment_band(self.ops, *regularised)
+            band = next_band(geometry, curve, accumulated, supported)
         self._update(results, curve, band, is_last)
+        if regularised:
+            state.history[-1]["regulariser"] = [found.shown for found in regularised]
         return Iteration((maps[0], maps[1]), joined, curve, regularised, gain)
 
     # ------------------------------------------------------------------------------------------------- the steps
@@ -144,7 +148,8 @@ class Refinement:
         """Plan and reference of a half's next search; a global one first fits the start to the images' grey scale."""
         state, half, ops = self.state, self.state.halves[number], self.ops
         draws = Draws.of(self.seed, state.iteration + 1, len(self.halves))
-        plan = search_plan(self.particles.geometry, state.band, half, self.particles.matrices, draws, state.stage)
+        plan = search_plan(self.particles.geometry, state.band, half, self.particles.matrices, draws, state.stage,
+                           self.regulariser.confidence)
         volume = map_to_volume(ops, ops.xp.asarray(half.reference), accumulated)
         bank = None if state.is_local else GridBank(ops, volume, plan, self.particles.disc, PADDING)
         if state.iteration == 0 and bank is not None:
@@ -171,11 +176,12 @@ class Refinement:
         rows = rows[~particles.is_rejected[rows]]
         shift = frame_shift(particles.rotations[rows], particles.shifts_px[rows], self.particles.matrices)
         particles.shifts_px[rows] -= particles.rotations[rows][:, :2] @ shift
-        for result in results:
+        for half, result in zip(self.state.halves, results, strict=True):
             first, second = (quarter.moved(self.ops, -shift) for quarter in result.quarters)
             result.quarters = (first, second)
+            half.reference = self.ops.to_host(move_map(self.ops, self.ops.xp.asarray(half.reference), -shift))
 
-    def _regularise(self, results: list[HalfResult], curve: np.ndarray) -> tuple[Regularised, ...]:
+    def _regularise(self, results: list[HalfResult], curve: np.ndarray) -> tuple[Regularised, Regularised]:
         """The next references, each from its own half but for the low resolution that both share."""
         geometry = self.particles.geometry
         pairs = list(zip(results[0].quarters, results[1].quarters, strict=True))
@@ -186,11 +192,13 @@ class Refinement:
         regularised = []
         for half, quarters in zip(self.state.halves, zip(*pairs, strict=True), strict=True):
             evidence = Evidence((quarters[0], quarters[1]), self.ops.xp.asarray(half.reference), curve, self.support,
-                                geometry.box, geometry.pixel_size)
+                                geometry.box, geometry.pixel_size, self.state.iteration + 1, self.state.band,
+                                half.memory)
             found = self.regulariser.regularise(self.ops, evidence)
             half.reference = self.ops.to_host(found.reference).astype(np.float32)
+            half.memory = found.memory
             regularised.append(found)
-        return tuple(regularised)
+        return regularised[0], regularised[1]
 
     def _update(self, results: list[HalfResult], curve: np.ndarray, band: int, is_last: bool) -> None:
         """History, noise, scales, and what the next search compares and how widely."""

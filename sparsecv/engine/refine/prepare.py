@@ -18,7 +18,7 @@ from sparsecv.engine.physics.symmetry import symmetry_matrices
 from sparsecv.engine.refine.half import Particles
 from sparsecv.engine.refine.loop import Refinement
 from sparsecv.engine.refine.noise import grey_scale_at_poses, image_power
-from sparsecv.engine.refine.regularisers import Regulariser, Wiener
+from sparsecv.engine.refine.regularisers import make_regulariser
 from sparsecv.engine.refine.schedule import LEAST_BAND, Geometry
 from sparsecv.engine.refine.settings import RefineSettings
 from sparsecv.engine.refine.state import HalfState, ParticleState, RefinementState
@@ -66,7 +66,7 @@ def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progre
     if settings.initial_lowpass > 0:
         reference = low_pass(reference, table.pixel_size, settings.initial_lowpass)
     particles = Particles.of(kernels, table, geometry, matrices, settings.batch_memory,
-                             intact_first_peak=settings.intact_first_peak, kernel=settings.kernel)
+                             intact_first_peak=settings.intact_first_peak, kernel=settings.scatter_kernel)
     progress.line(
         f"{len(table)} particles ({np.count_nonzero(table.halves == 1)} + {np.count_nonzero(table.halves == 2)} in the "
         f"half sets {'given' if given else f'drawn with seed {settings.seed}'}), box {table.box} px of "
@@ -80,7 +80,7 @@ def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progre
     return Refinement(
         ops=kernels,
         particles=particles,
-        regulariser=_regulariser(settings),
+        regulariser=make_regulariser(settings),
         state=state,
         support=kernels.xp.asarray(support),
         sphere=round_mask,
@@ -162,10 +162,6 @@ def _read_support(settings: RefineSettings, table: ParticleTable, round_mask: np
     for text in check_mask(mask.data, shape, table.pixel_size, mask_pixel_size=known, file=str(settings.mask)):
         warn(text)
     return np.clip(mask.data, 0, 1)
-
-
-def _regulariser(settings: RefineSettings) -> Regulariser:
-    return Wiener(settings.tau_factor)
 
 
 def _start(settings: RefineSettings, kernels: Any, particles: Particles, reference: np.ndarray) -> RefinementState:

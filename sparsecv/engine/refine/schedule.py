@@ -9,7 +9,6 @@ belongs to the band in use.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,7 +22,6 @@ GLOBAL_ORDER = 2  # 15 degrees: small enough to compare exhaustively, by matrix 
 FEWEST_ORIENTATIONS = 1500  # of the exhaustive level: point groups of high order start one level finer
 COARSE_MARGIN = 8.0  # nats: cells this far below the best at their own level are given up
 FINE_MARGIN = 5.5  # nats: samples this far below the best (0.4 %) get no weight
-LOCAL_CONFIDENCE = 0.7  # factor of the log-likelihood in local stages: see docs/decisions.md, "Confidence"
 CELLS_KEPT = 24
 MOST_SLICES = {"global": 32, "local": 8, "fine": 8}  # backprojected for one image
 SHIFTS_KEPT = 3
@@ -97,9 +95,10 @@ class Draws:
 
 
 def search_plan(
-    geometry: Geometry, band: int, half: HalfState, matrices: np.ndarray, draws: Draws, stage: str
+    geometry: Geometry, band: int, half: HalfState, matrices: np.ndarray, draws: Draws, stage: str,
+    confidence: float = 1.0,
 ) -> SearchPlan:
-    """Levels of the next search of one half."""
+    """Levels of the next search of one half; ``confidence`` is the regulariser's, and holds in local stages."""
     finest = 0.5 * geometry.step_of_shell(band)
     if stage == "global":
         order = GLOBAL_ORDER
@@ -117,7 +116,7 @@ def search_plan(
         grid = LocalGrid(steps[0], half.local_sigma_deg, draws.lattice_offset)
     levels = _levels(geometry, steps, band, stage)
     shifts = shift_lattice(half.reach_px, levels[0].shift_step, draws.shift_offset)
-    return SearchPlan(grid, levels, shifts, half.shift_sigma_px, 1.0 if stage == "global" else LOCAL_CONFIDENCE)
+    return SearchPlan(grid, levels, shifts, half.shift_sigma_px, 1.0 if stage == "global" else confidence)
 
 
 def _levels(geometry: Geometry, steps: list[float], band: int, stage: str) -> tuple[Level, ...]:
@@ -143,9 +142,7 @@ def _levels(geometry: Geometry, steps: list[float], band: int, stage: str) -> tu
     return tuple(levels)
 
 
-def next_band(
-    geometry: Geometry, fsc: np.ndarray, accumulated: int, supported: Sequence[int | None] = ()
-) -> int:
+def next_band(geometry: Geometry, fsc: np.ndarray, accumulated: int, supported: int | None = None) -> int:
     """Highest shell to compare next: a little beyond the first fall of the FSC below 0.143.
 
     The Wiener filter damps the shells of low FSC in the reference, so that they cannot do harm; shells may also be lost
@@ -154,11 +151,10 @@ def next_band(
     Parameters
     ----------
     supported
-        Band that each half's regulariser supports; where all give one, the lower of them is taken in place of the FSC.
+        Highest shell that the regularised references support; it is taken in place of the FSC's.
     """
-    known = [band for band in supported if band is not None]
-    if known and len(known) == len(supported):
-        return int(np.clip(min(known), LEAST_BAND, min(accumulated, geometry.nyquist_shell)))
+    if supported is not None:
+        return int(np.clip(supported, 4, min(accumulated, geometry.nyquist_shell)))
     low = np.flatnonzero(fsc[1 : accumulated + 1] < BAND_FSC)
     last = int(low[0]) if len(low) else accumulated
     return int(np.clip(last + 1 + BAND_MARGIN, LEAST_BAND, geometry.nyquist_shell))

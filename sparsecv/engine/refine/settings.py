@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -12,9 +13,16 @@ from sparsecv.engine.settings import check_range, option, required
 from sparsecv.kernels import DEVICES
 from sparsecv.kernels.contract import KERNELS
 
-REGULARISERS = ("wiener",)
+REGULARISERS = ("wiener", "sparse-tv")
+STRENGTHS = ("held-out", "noise", "paper")
+SOLVERS = ("splitting", "paper")
+PRESET_NAMES = ("beta-galactosidase", "80s-ribosome", "ha-trimer", "hrd1-hrd3", "tmem16a")
+SPARSE_TV_OPTIONS = ("strength", "preset", "gamma", "epsilon", "epsilon_gradient", "solver", "positivity")
 OFFERED_DEVICES = DEVICES[:3]  # the last, the float64 definition, is for tests
-CHOICES = {"regulariser": REGULARISERS, "device": DEVICES, "kernel": KERNELS}
+CHOICES = {
+    "regulariser": REGULARISERS, "device": DEVICES, "kernel": KERNELS, "strength": STRENGTHS, "solver": SOLVERS,
+    "preset": PRESET_NAMES,
+}  # fmt: skip
 PATHS = ("particles", "reference", "output", "mask", "data_dir")
 RANGES: dict[str, tuple[float, float]] = {
     "reference_pixel_size": (0.01, 1000),
@@ -26,6 +34,13 @@ RANGES: dict[str, tuple[float, float]] = {
     "local_sigma": (0.01, 60),
     "offset_range": (0, 1e4),
     "tau_factor": (0.01, 100),
+    "kappa_sparse": (0, 100),
+    "kappa_variation": (0, 100),
+    "alpha": (0, 100),
+    "beta": (0, 100),
+    "gamma": (0, 100),
+    "epsilon": (1e-12, 1e12),
+    "epsilon_gradient": (1e-12, 1e12),
     "join_below": (0, 1000),
     "batch_memory": (1, 1e6),
     "most_rejected": (0, 100),
@@ -41,14 +56,70 @@ def _check(settings: RefineSettings | ReconstructSettings) -> None:
         value = getattr(settings, name)
         if name in PATHS and value is not None:
             object.__setattr__(settings, name, Path(value))
-        elif name in CHOICES and value not in CHOICES[name]:
+        elif name in CHOICES and value is not None and value not in CHOICES[name]:
             raise InputError("unknown", item=name, value=value, rule=f"one of {', '.join(CHOICES[name])}")
         elif name in RANGES:
             check_range(name, value, *RANGES[name])
 
 
-@dataclass(frozen=True)
-class RefineSettings:
+@dataclass(frozen=True, kw_only=True)
+class RegulariserSettings:
+    """Which prior on the map, and how strong; of every command that regularises.
+
+    None stands for what suits the other settings: a preset's value, or the regulariser's default.
+    """
+
+    regulariser: str = option("wiener", "prior on the map", choices=REGULARISERS)
+    tau_factor: float | None = option(None, "wiener: strength of the data against the prior, RELION's T (default: 1)",
+                                      expert=True)
+    strength: str | None = option(None, "sparse-tv: strengths moved by held-out data from the noise's scale, kept "
+                                  "at it, or in the paper's units (default: held-out; paper with a preset)",
+                                  choices=STRENGTHS, expert=True)
+    preset: str | None = option(None, "sparse-tv: parameters published for a data set", choices=PRESET_NAMES,
+                                expert=True)
+    kappa_sparse: float | None = option(None, "sparse-tv: strength of sparsity in units of the noise (default: 1)",
+                                        expert=True)
+    kappa_variation: float | None = option(None, "sparse-tv: strength of total variation in units of the noise "
+                                           "(default: 1)", expert=True)
+    alpha: float | None = option(None, "sparse-tv, paper's units: strength of sparsity", expert=True)
+    beta: float | None = option(None, "sparse-tv, paper's units: strength of total variation", expert=True)
+    gamma: float | None = option(None, "sparse-tv: pull to the previous reference, units of the mean weight (default: "
+                                 "0.05)", expert=True)
+    epsilon: float | None = option(None, "sparse-tv: density level of the molecule (default: measured)", expert=True)
+    epsilon_gradient: float | None = option(None, "sparse-tv: level of gradients (default: epsilon / 2)", expert=True)
+    solver: str | None = option(None, "sparse-tv: Douglas-Rachford splitting, or the paper's proximal gradient "
+                                "(default: splitting)", choices=SOLVERS, expert=True)
+    positivity: bool = option(False, "sparse-tv: no negative densities in references", expert=True)
+
+    def check_regulariser(self) -> None:
+        """Refuse, with InputError, options that the chosen regulariser does not know or that exclude one another."""
+        if self.regulariser != "wiener":
+            self._refuse(("tau_factor",), "of the Wiener filter alone")
+        if self.regulariser != "sparse-tv":
+            self._refuse((*SPARSE_TV_OPTIONS, "alpha", "beta", "kappa_sparse", "kappa_variation"), "of sparse-tv alone")
+            return
+        if self.is_in_paper_units:
+            self._refuse(("kappa_sparse", "kappa_variation"), "in units of the noise; paper strengths are not")
+            if self.preset is None and None in (self.alpha, self.beta, self.epsilon):
+                raise InputError("strengths in the paper's units need alpha, beta and epsilon", item="strength",
+                                 value="paper", remedy="give --alpha, --beta and --epsilon, or a --preset")
+        else:
+            self._refuse(("alpha", "beta"), "in the paper's units", remedy="add --strength paper")
+            self._refuse(("preset",), "in the paper's units", remedy="leave --strength away")
+
+    def _refuse(self, names: Iterable[str], rule: str, remedy: str = "leave it away") -> None:
+        for name in names:
+            if getattr(self, name):
+                raise InputError("has no meaning here", item=name, value=getattr(self, name), rule=rule, remedy=remedy)
+
+    @property
+    def is_in_paper_units(self) -> bool:
+        """Whether alpha and beta are in units of rms(A^H D y)."""
+        return self.strength == "paper" or (self.strength is None and self.preset is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineSettings(RegulariserSettings):
     """A refinement; checked when it is made. Fields without a default must be given; lengths are in A.
 
     The text of every field stands in its metadata and is what ``sparsecv refine --help`` prints.
@@ -57,7 +128,6 @@ class RefineSettings:
     particles: Path = required("STAR file of the particles (RELION 3.0, 3.1 or 5)")
     reference: Path = required("starting map (MRC)")
     output: Path = required("folder for the results")
-    regulariser: str = option("wiener", "prior on the map", choices=REGULARISERS)
     symmetry: str = option("C1", "point group, RELION's names and frames")
     initial_lowpass: float = option(40.0, "low-pass filter of the starting map, A; 0 leaves it as it is")
     particle_diameter: float | None = option(None, "diameter of the particle, A (default: 90 %% of the box)")
@@ -74,10 +144,10 @@ class RefineSettings:
     )
     local_sigma: float = option(5.0, "with --local: expected error of the given angles, degrees", expert=True)
     offset_range: float | None = option(None, "largest shift searched at first, A (default: 5 pixels)", expert=True)
-    tau_factor: float = option(1.0, "wiener: strength of the data against the prior (RELION's T)", expert=True)
     join_below: float = option(40.0, "halves are averaged below this resolution, A; 0 never", expert=True)
     intact_first_peak: bool = option(False, "no CTF correction up to the first peak", expert=True)
-    kernel: str = option("trilinear", "backprojection kernel", choices=KERNELS, expert=True)
+    kernel: str | None = option(None, "backprojection kernel (default: trilinear; gaussian with a preset)",
+                                choices=KERNELS, expert=True)
     batch_memory: float = option(256.0, "memory for one batch of images, MB", expert=True)
     most_rejected: float = option(
         1.0, "stop when more than this percentage of particles is set aside; one always may be, unless 0", expert=True
@@ -85,6 +155,12 @@ class RefineSettings:
 
     def __post_init__(self) -> None:
         _check(self)
+        self.check_regulariser()
+
+    @property
+    def scatter_kernel(self) -> str:
+        """The kernel given, or that of the paper with one of its presets."""
+        return self.kernel or ("trilinear" if self.preset is None else "gaussian")
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ class HalfState:
         Radius of the search for shifts, pixels.
     local_sigma_deg
         Width of the Gaussian prior of a local search on rotations, degrees.
+    memory
+        What the regulariser keeps from iteration to iteration.
     """
 
     reference: np.ndarray
@@ -35,6 +37,7 @@ class HalfState:
     shift_sigma_px: float
     reach_px: float
     local_sigma_deg: float
+    memory: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass

@@ -73,6 +73,17 @@ def volume_to_map(ops: Any, volume: Any, box: int, kernel: str) -> Any:
     return correct_gridding(density, PADDING, kernel, xp)
 
 
+def move_map(ops: Any, density: Any, shift_px: np.ndarray) -> Any:
+    """A map (box, box, box) displaced by (x, y, z) pixels, periodic, float32: its transform times a phase."""
+    xp, box = ops.xp, density.shape[0]
+    full, half = np.fft.fftfreq(box), np.fft.rfftfreq(box)
+    phases = [xp.asarray(np.exp(-2j * np.pi * k * t).astype(np.complex64))
+              for k, t in zip((half, full, full), shift_px, strict=True)]
+    transform = ops.rfftn(density)
+    transform *= phases[2][:, None, None] * phases[1][None, :, None] * phases[0][None, None, :]
+    return ops.irfftn(transform, box)
+
+
 def _octants(box: int, big: int) -> list[tuple[tuple[slice, ...], tuple[slice, ...]]]:
     """Index pairs (map, padded map) of the eight octants: the map's centre, box // 2, is voxel 0 of the padded one."""
     half = box // 2

@@ -25,13 +25,19 @@ class Evidence:
     quarters
         Accumulators of the half's odd and even particles.
     previous
-        (box, box, box) float32 reference of the iteration before, on the device.
+        (box, box, box) float32 reference of the iteration before, on the device, in the frame of the quarters.
     fsc
         (shells,) FSC between the unregularised halves.
     support
         (box, box, box) float32 soft mask, on the device: the sphere of the particle's diameter, or the user's mask.
     box, pixel_size
         Pixels, and A.
+    iteration
+        Number of this iteration, from 1.
+    band
+        Highest shell that the expectation step of this iteration compared.
+    memory
+        What the regulariser returned as ``Regularised.memory`` for this half in the iteration before.
     """
 
     quarters: tuple[Accumulator, Accumulator]
@@ -40,24 +46,27 @@ class Evidence:
     support: Any
     box: int
     pixel_size: float
+    iteration: int = 1
+    band: int = 0
+    memory: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
 class Regularised:
-    """The next reference of a half, and what its regulariser wants to show.
+    """The next reference of a half, and what its regulariser wants to keep and to show.
 
     Attributes
     ----------
     reference
         (box, box, box) float32 on the device: aligned against, never reported as a result.
-    band
-        Highest shell that the reference supports for alignment, or None to leave it to the FSC.
+    memory
+        Numbers that the regulariser of this half needs in the next iteration; they are part of a checkpoint.
     shown
-        Named numbers, curves and maps for the report.
+        Plain numbers and lists of this iteration, for ``status.json`` and the report.
     """
 
     reference: Any
-    band: int | None = None
+    memory: dict[str, float] = field(default_factory=dict)
     shown: dict[str, Any] = field(default_factory=dict)
 
 
@@ -69,6 +78,18 @@ class Regulariser(Protocol):
         """What ``--regulariser`` calls it."""
         ...
 
+    @property
+    def confidence(self) -> float:
+        """Factor of the log-likelihood in local searches against its references: see ``SearchPlan``."""
+        ...
+
     def regularise(self, ops: Any, evidence: Evidence) -> Regularised:
         """The next reference from the sums of one half."""
+        ...
+
+    def alignment_band(self, ops: Any, first: Regularised, second: Regularised) -> int | None:
+        """Highest shell that the references of the halves support, or None to leave it to the FSC.
+
+        It limits what the next search compares, and is no resolution.
+        """
         ...

@@ -32,10 +32,15 @@ class Wiener:
 
     tau_factor: float = 1.0
     name: str = "wiener"
+    confidence: float = 0.7  # see docs/decisions.md, "Confidence"
 
     def regularise(self, ops: Any, evidence: Evidence) -> Regularised:
         """Wiener-filtered map of the half, inside the support."""
         total = evidence.quarters[0] + evidence.quarters[1]
         prior = prior_precision(ops, total, evidence.fsc, self.tau_factor)
         density = total.solve(ops, prior)
-        return Regularised(density * evidence.support, shown={"prior_precision": prior})
+        return Regularised(density * evidence.support)
+
+    def alignment_band(self, ops: Any, first: Regularised, second: Regularised) -> int | None:
+        """None: the filter damps what the FSC does not support."""
+        return None
