@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from tiny import PADDING, PIXEL_SIZE, blobs, write_particles
 from sparsecv.engine.io.mrc import write_map
 from sparsecv.engine.io.particles import ParticleTable
 from sparsecv.engine.io.star import StarFile
+from sparsecv.engine.physics.sampling import GlobalGrid
 from sparsecv.engine.refine.expectation import GridBank, Posterior
 from sparsecv.engine.refine.half import HalfResult, Particles, Residuals
 from sparsecv.engine.refine.maximisation import sample_statistics
@@ -164,6 +167,29 @@ def test_grey_scale_of_a_reference_is_found_without_poses(tmp_path: Path, factor
     bank = GridBank(cpu, volume, plan, particles.disc, PADDING)
     found = grey_scale(cpu, particles, state, half, np.arange(count), plan, bank)
     assert found * factor == pytest.approx(1, abs=0.05)  # measured: 0.955
+
+
+def test_a_wide_search_for_the_grey_scale_stays_within_its_memory(tmp_path: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    """All products would take 61 MB."""
+    monkeypatch.setattr("sparsecv.engine.refine.noise.GREY_CYCLES", 3)
+    count, noise, allowed = 100, 40.0, 16.0
+    table = write_particles(tmp_path, count, BOX, density=blobs(BOX), noise=noise)
+    state = ParticleState.start(np.tile(np.eye(3), (count, 1, 1)), np.zeros((count, 2)))
+    found, peak = [], 0
+    for memory in (1e5, allowed):
+        particles = Particles.of(cpu, table, Geometry(BOX, PIXEL_SIZE, 0.85 * LENGTH), np.eye(3)[None], memory)
+        half = replace(half_of(particles, blobs(BOX), noise**2 / 2), reach_px=12.0)
+        plan = search_plan(particles.geometry, 6, half, np.eye(3)[None], Draws.of(1, 1, count), "global")
+        plan = replace(plan, grid=GlobalGrid(1, plan.grid.turn, plan.grid.matrices))
+        bank = GridBank(cpu, map_to_volume(cpu, half.reference, 6), plan, particles.disc, PADDING)
+        assert 4e-6 * count * len(plan.shifts) * len(bank.cells) > 3 * allowed
+        tracemalloc.start()
+        found.append(grey_scale(cpu, particles, state, half, np.arange(count), plan, bank))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 1e6 * allowed
+    assert found[1] == pytest.approx(found[0], rel=1e-4)
 
 
 @pytest.mark.parametrize("factor", [0.2, -3.0])

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ LEAST_NOISE = 1e-12  # sigma^2: a shell without any power must not divide by zer
 SCALE_FSC = 0.75  # SSNR 3: shells that tell the scale of a group
 SCALE_LIMIT = 5.0  # a scale lies within this factor of the median
 NORM_LIMIT = 3.0
-GREY_IMAGES, GREY_CYCLES = 400, 20
+GREY_IMAGES, GREY_FEWEST, GREY_CYCLES = 400, 100, 20
 
 
 def signal_to_noise(fsc: np.ndarray) -> np.ndarray:
@@ -101,23 +103,25 @@ def grey_scale(
     Started from the poses of highest normalised cross-correlation, which does not depend on the scale, then made the
     maximum-likelihood one by a few cycles of expectation maximisation over the scale alone: the correlation's own
     scale is too high, because the best of many poses also fits noise.
+
+    It takes the first 400 images, or as many as have room for all their products in half of the batch memory, but at
+    least 100: where these have not, their products are computed again in each cycle.
     """
-    index = members[:GREY_IMAGES]
-    xp, table = ops.xp, particles.table
+    xp = ops.xp
+    per_image = 4 * len(plan.shifts) * len(bank.cells)  # bytes of cross terms
+    room = int(particles.batch_bytes / 2 / per_image)
+    index = members[: int(np.clip(room, GREY_FEWEST, GREY_IMAGES))]
+    # A cycle takes three more arrays like the products; the smallest batch would not fit if the search is very wide.
+    size = min(particles.batch_size(plan, 4 * len(bank.cells)), max(1, room // 4))
+    blocks: Iterable[tuple[Any, Any]] = _Products(ops, particles, state, half, index, plan, bank, size)
+    if room >= len(index):
+        blocks = list(blocks)
     sums = np.zeros(2)
-    blocks = []
-    for start in range(0, len(index), size := particles.batch_size(plan, 4 * len(bank.cells))):
-        rows = index[start : start + size]
-        scale = half.scale[table.group_index[rows]]
-        batch = particles.batch(ops, rows, state.shifts_px[rows], state.norm[rows], scale, half.noise)
-        images, ctf2 = weighted_images(batch, len(bank.disc))
-        shifts = plan.shifts[None] + (state.shifts_px[rows] - batch.centre_px)[:, None, :]
-        cross, norm = bank.products(ops, images, ctf2, shifts)
+    for cross, norm in blocks:
         best_shift = cross.max(axis=1)  # the norm does not depend on the shift
         best = (best_shift / xp.sqrt(xp.maximum(norm, xp.float32(1e-30)))).argmax(axis=1)
-        at = xp.arange(len(rows))
+        at = xp.arange(len(cross))
         sums += float(best_shift[at, best].sum()), float(norm[at, best].sum())
-        blocks.append((cross, norm))
     if not sums[0] > 0 or not sums[1] > 0:
         return 1.0
     scale_factor = sums[0] / sums[1]
@@ -132,6 +136,30 @@ def grey_scale(
             break
         scale_factor = sums[0] / sums[1]
     return float(scale_factor)
+
+
+@dataclass(frozen=True)
+class _Products:
+    """Cross and norm terms of images with the whole grid, by ``size`` images, computed anew each time they are read."""
+
+    ops: Any
+    particles: Particles
+    state: ParticleState
+    half: HalfState
+    index: np.ndarray
+    plan: SearchPlan
+    bank: GridBank
+    size: int
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        table, state, half = self.particles.table, self.state, self.half
+        for start in range(0, len(self.index), self.size):
+            rows = self.index[start : start + self.size]
+            scale = half.scale[table.group_index[rows]]
+            batch = self.particles.batch(self.ops, rows, state.shifts_px[rows], state.norm[rows], scale, half.noise)
+            images, ctf2 = weighted_images(batch, len(self.bank.disc))
+            shifts = self.plan.shifts[None] + (state.shifts_px[rows] - batch.centre_px)[:, None, :]
+            yield self.bank.products(self.ops, images, ctf2, shifts)
 
 
 def grey_scale_at_poses(
