@@ -337,6 +337,8 @@ def test_unknown_kernel_is_refused(backend: Backend) -> None:
     arguments = (p["images"], p["ctf2"], p["weights"], p["rotations"], p["owner"], p["kx"], p["ky"], PADDING)
     with pytest.raises(ValueError, match="kernel"):
         backend.call("backproject", *arguments, p["data"], p["weight"], "nearest")
+    with pytest.raises(ValueError, match="kernel"), backend.ops.backprojection(p["data"], p["weight"], "nearest"):
+        pass
 
 
 @pytest.mark.parametrize("kernel", ["trilinear", "gaussian"])
@@ -349,6 +351,25 @@ def test_candidate_without_weight_adds_nothing(backend: Backend, kernel: str) ->
     backend.call("backproject", images, *arguments, data, weight, kernel)
     np.testing.assert_array_equal(data, p["data"])
     np.testing.assert_array_equal(weight, p["weight"])
+
+
+@pytest.mark.parametrize("kernel", ["trilinear", "gaussian"])
+def test_batches_of_one_backprojection_add_up(backend: Backend, kernel: str) -> None:
+    """Onto what is in the accumulators already, for batches that differ in size and in their pixels."""
+    p, ops = make_problem(), backend.ops
+    expected = p["data"].copy(), p["weight"].copy()
+    batches = []
+    for keep, pixels in ((slice(0, 3), len(p["kx"])), (slice(3, None), len(p["kx"]) // 2)):
+        candidates = (p["weights"][keep], p["rotations"][keep], p["owner"][keep])
+        disc_pixels = p["kx"][:pixels], p["ky"][:pixels]
+        batches.append((p["images"][..., :pixels], p["ctf2"][:, :pixels], *candidates, *disc_pixels, PADDING))
+        reference.backproject(*batches[-1], *expected, kernel)
+    data, weight = (ops.xp.asarray(p[name].copy()) for name in ("data", "weight"))
+    with ops.backprojection(data, weight, kernel) as add:
+        for batch in batches:
+            add(*map(backend.up, batch))
+    assert relative_error(backend.down(data), expected[0]) < 1e-6
+    assert relative_error(backend.down(weight), expected[1]) < 1e-6
 
 
 def test_no_candidates(backend: Backend) -> None:

@@ -7,6 +7,8 @@ afterwards: one for each thread, fewer where they would be large (:data:`PRIVATE
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numba
@@ -296,6 +298,28 @@ def _merge(data, weight, private):
                 weight[z, y, x] += w
 
 
+@contextmanager
+def backprojection(data: Any, weight: Any, kernel: str = "trilinear") -> Iterator[Callable[..., None]]:
+    """Add batches to a volume: see :func:`sparsecv.kernels.reference.backprojection`.
+
+    The private copies are made and summed once for all the batches: at large boxes that costs more than a batch.
+    """
+    check_kernel(kernel)
+    copies = max(1, min(numba.get_num_threads(), PRIVATE_BYTES // (16 * data.size)))
+    private = np.zeros((copies, 4 * data.size), dtype=np.float32)
+    ny, nx = data.shape[1:]
+
+    def add(images: Any, ctf2: Any, weights: Any, rotations: Any, owner: Any, kx: Any, ky: Any, padding: int) -> None:
+        check_reach(data.shape, kx, ky, padding)
+        check_candidates(rotations, owner, images, ctf2, weights, kx)
+        pairs = np.ascontiguousarray(images, dtype=np.complex64).view(np.float32)
+        arguments = (_f32(ctf2), _f32(weights), _f32(rotations), _i32(owner), _f32(kx), _f32(ky))
+        _backproject(private, ny, nx, pairs, *arguments, np.float32(padding), kernel == "gaussian")
+
+    yield add
+    _merge(data, weight, private.reshape(copies, *data.shape, 4))
+
+
 def backproject(
     images: Any,
     ctf2: Any,
@@ -309,17 +333,9 @@ def backproject(
     weight: Any,
     kernel: str = "trilinear",
 ) -> None:
-    """Add weighted images to a volume: see :func:`sparsecv.kernels.reference.backproject`."""
-    check_reach(data.shape, kx, ky, padding)
-    check_candidates(rotations, owner, images, ctf2, weights, kx)
-    check_kernel(kernel)
-    copies = max(1, min(numba.get_num_threads(), PRIVATE_BYTES // (16 * data.size)))
-    private = np.zeros((copies, 4 * data.size), dtype=np.float32)
-    pairs = np.ascontiguousarray(images, dtype=np.complex64).view(np.float32)
-    arguments = (_f32(ctf2), _f32(weights), _f32(rotations), _i32(owner), _f32(kx), _f32(ky))
-    ny, nx = data.shape[1:]
-    _backproject(private, ny, nx, pairs, *arguments, np.float32(padding), kernel == "gaussian")
-    _merge(data, weight, private.reshape(copies, *data.shape, 4))
+    """Add one batch of weighted images to a volume: see :func:`sparsecv.kernels.reference.backproject`."""
+    with backprojection(data, weight, kernel) as add:
+        add(images, ctf2, weights, rotations, owner, kx, ky, padding)
 
 
 # ------------------------------------------------------------------------------------------------ whole volumes

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +186,13 @@ def backproject(
     sizes = (len(kx), images.shape[1], float(padding), half_width(data.shape))
     arguments = (images, ctf2, weights, rotations, owner, kx, ky, *sizes, data, weight)
     _launch("backproject", f"backproject_{kernel}", (len(owner), _blocks(len(kx))), arguments)
+
+
+@contextmanager
+def backprojection(data: Any, weight: Any, kernel: str = "trilinear") -> Iterator[Callable[..., None]]:
+    """Backproject many batches: see :func:`.reference.backprojection`."""
+    check_kernel(kernel)
+    yield functools.partial(backproject, data=data, weight=weight, kernel=kernel)
 
 
 def complete_hermitian(data: Any, weight: Any) -> None:

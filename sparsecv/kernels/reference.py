@@ -21,6 +21,9 @@ This back end computes in float64 and complex128 throughout and returns them; th
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -231,6 +234,16 @@ def backproject(
         voxel = (z + c, y + c, x)
         np.add.at(data, voxel, coefficients * np.where(mate, np.conj(values), values))
         np.add.at(weight, voxel, coefficients * (ctf2[image].astype(np.float64) * shift_weights.sum()))
+
+
+@contextmanager
+def backprojection(data: Array, weight: Array, kernel: str = "trilinear") -> Iterator[Callable[..., None]]:
+    """Backproject many batches: yields a function of the arguments of `backproject` from ``images`` to ``padding``.
+
+    ``data`` and ``weight`` hold the sums when the block ends; within it they may not be looked at.
+    """
+    check_kernel(kernel)
+    yield functools.partial(backproject, data=data, weight=weight, kernel=kernel)
 
 
 def complete_hermitian(data: Array, weight: Array) -> None:

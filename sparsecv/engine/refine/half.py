@@ -219,10 +219,11 @@ def expectation_maximisation(
     sums, done = [], 0
     for quarter in (0, 1):
         accumulator = Accumulator.empty(ops, particles.geometry.box, search.last_shell, particles.kernel)
-        for rows in _batches(np.flatnonzero(quarters == quarter), size):
-            _add_batch(ops, particles, state, half, members[rows], rows, search, accumulator, residuals)
-            done += len(rows)
-            advance(done)
+        with accumulator.adding(ops) as add:
+            for rows in _batches(np.flatnonzero(quarters == quarter), size):
+                _add_batch(ops, particles, state, half, members[rows], rows, search, add, residuals)
+                done += len(rows)
+                advance(done)
         sums.append(accumulator.completed(ops, particles.matrices))
     return HalfResult(members, search.finest_deg, (sums[0], sums[1]), residuals)
 
@@ -235,7 +236,7 @@ def _add_batch(
     index: np.ndarray,
     rows: np.ndarray,
     search: Search,
-    accumulator: Accumulator,
+    add: Callable[..., None],
     residuals: Residuals,
 ) -> None:
     """Posteriors of the images ``index`` of the table, which are ``rows`` of the members; all sums and new poses."""
@@ -247,7 +248,7 @@ def _add_batch(
         ops, search.volume, batch, search.plan, particles.disc, PADDING, state.rotations[index], start, search.bank
     )
     inner = particles.disc.crop(search.last_shell)
-    accumulate(ops, batch, thinned(posterior, uniform, search.most_slices), inner, accumulator)
+    accumulate(ops, batch, thinned(posterior, uniform, search.most_slices), inner, add)
     statistics = sample_statistics(ops, search.volume, batch, posterior, uniform, particles.disc, search.last_shell)
     residuals.factors[rows] = _residual_factors(particles, statistics, half.noise[table.optics_index[index]])
     residuals.add(table, index, statistics, np.isfinite(posterior.log_evidence))

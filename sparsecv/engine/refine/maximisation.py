@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from sparsecv.engine.physics.geometry import rotvec_to_matrix
 from sparsecv.engine.physics.symmetry import nearest_equivalents
 from sparsecv.engine.refine.expectation import Posterior
 from sparsecv.engine.refine.images import ImageBatch
-from sparsecv.engine.refine.volumes import PADDING, Accumulator
+from sparsecv.engine.refine.volumes import PADDING
 
 
 def thinned(posterior: Posterior, uniform: np.ndarray, most: int) -> Posterior:
@@ -49,17 +50,22 @@ def thinned(posterior: Posterior, uniform: np.ndarray, most: int) -> Posterior:
     return replace(posterior, owner=owner[kept], rotations=posterior.rotations[kept], weights=weights)
 
 
-def accumulate(ops: Any, batch: ImageBatch, posterior: Posterior, disc: Disc, accumulator: Accumulator) -> None:
+def accumulate(ops: Any, batch: ImageBatch, posterior: Posterior, disc: Disc, add: Callable[..., None]) -> None:
     """Add a batch to an accumulator: B += posterior C X / sigma^2 and N += posterior C^2 / sigma^2.
 
     The whole posterior is used, not its maximum, and the images without their circular mask [Scheres2012, eq. 8].
+
+    Parameters
+    ----------
+    add
+        Of the accumulator: see :meth:`.Accumulator.adding`.
     """
     xp, j = ops.xp, len(disc)
     weight = batch.ctf[:, :j] * batch.inverse_noise[:, :j]
     kx, ky = xp.asarray(disc.kx), xp.asarray(disc.ky)
     shifts = xp.asarray(posterior.shifts.astype(np.float32))
     moved = ops.shift_images(batch.unmasked[:, :j] * weight, shifts, kx, ky, disc.box)
-    ops.backproject(
+    add(
         moved,
         batch.ctf[:, :j] * weight,
         xp.asarray(posterior.weights),
@@ -68,9 +74,6 @@ def accumulate(ops: Any, batch: ImageBatch, posterior: Posterior, disc: Disc, ac
         kx,
         ky,
         PADDING,
-        accumulator.data,
-        accumulator.weight,
-        accumulator.kernel,
     )
 
 

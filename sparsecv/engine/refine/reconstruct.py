@@ -21,8 +21,9 @@ from sparsecv.engine.refine.volumes import PADDING, Accumulator
 from sparsecv.engine.threads import keep_freed_memory, use_threads
 from sparsecv.kernels import ops
 
-TRANSFORMED_AT_ONCE = 128  # images: their transforms still fit a processor's cache
-NEAR_DEG = 17.0  # views closer than this count as alike when images are put in order
+LARGEST_BATCH = 128  # images: their transforms still fit a processor's cache
+RING_DEG = 20.0  # width of the rings of views along which images are put in order
+BYTES_PER_PIXEL = 24  # of an image: itself, its transform, its CTF, and copies of them
 
 
 def reconstruct(settings: ReconstructSettings) -> list[Path]:
@@ -83,28 +84,23 @@ def _backproject(
     kx, ky, flat = disc.kx[order], disc.ky[order], disc.flat[order]
     rows = rows[_by_direction(rotations[rows])]
     accumulator = Accumulator.empty(kernels, table.box, last, particles.kernel)
-    size = max(int(particles.batch_bytes / (12 * len(kx))), TRANSFORMED_AT_ONCE)
-    for start in range(0, len(rows), size):
-        index = rows[start : start + size]
-        images = xp.empty((len(index), 1, len(kx)), dtype=xp.complex64)
-        ctf2 = xp.empty((len(index), len(kx)), dtype=xp.float32)
-        good = np.empty(len(index), dtype=np.float32)
-        for first in range(0, len(index), TRANSFORMED_AT_ONCE):
-            part = slice(first, first + TRANSFORMED_AT_ONCE)
-            images[part], ctf2[part], good[part] = _weighted(kernels, particles, index[part], kx, ky, flat, with_ctf)
-        kernels.backproject(
-            images, ctf2, xp.asarray(good[:, None]), xp.asarray(rotations[index].astype(np.float32)),
-            xp.arange(len(index), dtype=xp.int32), xp.asarray(kx), xp.asarray(ky), PADDING, accumulator.data,
-            accumulator.weight, particles.kernel,
-        )  # fmt: skip
+    size = int(np.clip(particles.batch_bytes / (BYTES_PER_PIXEL * table.box**2), 1, LARGEST_BATCH))
+    with accumulator.adding(kernels) as add:
+        for start in range(0, len(rows), size):
+            index = rows[start : start + size]
+            images, ctf2, good = _weighted(kernels, particles, index, kx, ky, flat, with_ctf)
+            add(images, ctf2, xp.asarray(good[:, None].astype(np.float32)),
+                xp.asarray(rotations[index].astype(np.float32)), xp.arange(len(index), dtype=xp.int32),
+                xp.asarray(kx), xp.asarray(ky), PADDING)  # fmt: skip
     return accumulator
 
 
 def _by_direction(rotations: np.ndarray) -> np.ndarray:
-    """Order (n,) in which views from alike directions follow one another."""
-    step = np.deg2rad(NEAR_DEG)
-    x, y, z = rotations[:, 2].T
-    return np.lexsort((np.floor(np.arctan2(y, x) / step), np.floor(z / (step / 3))))
+    """Order (n,) in which alike views follow one another: ring by ring about z, to and fro along the rings."""
+    views = rotations[:, 2] * np.where(rotations[:, 2, 2:] < 0, -1, 1)  # opposite views have the same slice
+    ring = np.floor(np.arccos(np.minimum(views[:, 2], 1)) / np.deg2rad(RING_DEG))
+    along = np.arctan2(views[:, 1], views[:, 0])
+    return np.lexsort((np.where(ring % 2, -along, along), ring))
 
 
 def _weighted(kernels: Any, particles: Particles, index: np.ndarray, kx: np.ndarray, ky: np.ndarray, flat: np.ndarray,

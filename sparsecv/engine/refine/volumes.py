@@ -8,6 +8,8 @@ Only voxels up to the resolution in use are kept, as a half volume (2c+1, 2c+1, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -176,6 +178,11 @@ class Accumulator:
 
     def __add__(self, other: Accumulator) -> Accumulator:
         return replace(self, data=self.data + other.data, weight=self.weight + other.weight)
+
+    def adding(self, ops: Any) -> AbstractContextManager[Callable[..., None]]:
+        """A block that yields the function which adds batches; the sums are complete when the block ends."""
+        found: AbstractContextManager[Callable[..., None]] = ops.backprojection(self.data, self.weight, self.kernel)
+        return found
 
     def completed(self, ops: Any, matrices: np.ndarray) -> Accumulator:
         """Both Friedel mates on the plane x = 0, and the sum over the point group."""
