@@ -115,7 +115,8 @@ def test_an_image_without_numbers_does_not_touch_the_others(kind: str, value: fl
         found = find_posterior(cpu, VOLUME, batch, plan, DISC, PADDING, truth[: len(images)],
                                np.zeros((len(images), 2)), bank)
         total = Accumulator.empty(cpu, BOX, DISC.last)
-        accumulate(cpu, batch, thinned(found, uniform[: len(images)], 8), DISC, total)
+        with total.adding(cpu) as add:
+            accumulate(cpu, batch, thinned(found, uniform[: len(images)], 8), DISC, add)
         residual = sample_statistics(cpu, VOLUME, batch, found, uniform[: len(images)], DISC, DISC.last).residual
         return found, total, residual
 
