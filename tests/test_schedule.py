@@ -141,7 +141,7 @@ def state_of(stage: str, band: int, history: list[tuple[str, int]], turned: floa
     """A state after iterations with the stages and bands given."""
     particles = ParticleState.start(np.tile(np.eye(3), (10, 1, 1)), np.zeros((10, 2)))
     particles.turned_deg[:] = turned
-    entries = [{"stage": one, "band": width} for one, width in history]
+    entries = [{"stage": one, "band": width, "turned_deg": turned, "step_deg": 5.0} for one, width in history]
     return RefinementState(particles, (half_of(8), half_of(8)), np.zeros(4), band, stage, len(history), entries)
 
 
@@ -175,6 +175,15 @@ def test_convergence() -> None:
     assert not is_converged(state_of("fine", 12, [("local", 12)]))  # no fine iteration has run yet
     assert not is_converged(state_of("fine", 15, [("local", 12), ("fine", 12)]))
     assert not is_converged(state_of("local", 12, [("local", 12)]))
+
+
+def test_the_fine_stage_waits_for_the_poses_to_rest() -> None:
+    state = state_of("fine", 12, [("local", 12), ("fine", 12)], turned=2.0)
+    assert not is_converged(state)  # they still move by almost half of a step of 5 degrees
+    state.history.append(state.history[-1] | {"turned_deg": 1.5})
+    assert not is_converged(state)  # and come to rest
+    state.history.append(state.history[-1] | {"turned_deg": 1.3})
+    assert is_converged(state)  # or not: waiting does not help
 
 
 def test_searches_narrow_with_the_poses() -> None:

@@ -30,6 +30,8 @@ BAND_FSC = 0.143
 BAND_MARGIN = 2  # shells above the last with that FSC
 LEAST_BAND = 4  # shells without which no orientation could be told from another
 GROWTH, LEAST_GROWTH = 0.4, 4  # shells that are backprojected beyond the band, so that the FSC can show more
+SETTLED = 0.25  # of the finest step: the median change of a pose that is at rest
+SLOWED = 0.8  # of that change in the fine iteration before: no point in waiting for rest
 NOTABLE_SHELLS = 1  # an iteration that widens the band by no more has converged
 RMS_PER_MEDIAN_2D, RMS_PER_MEDIAN_3D = 1 / 1.177, 1 / 1.538  # per axis, of the length of a Gaussian vector
 
@@ -154,10 +156,15 @@ def next_band(geometry: Geometry, fsc: np.ndarray, accumulated: int, supported: 
         Highest shell that the regularised references support; it is taken in place of the FSC's.
     """
     if supported is not None:
-        return int(np.clip(supported, 4, min(accumulated, geometry.nyquist_shell)))
-    low = np.flatnonzero(fsc[1 : accumulated + 1] < BAND_FSC)
-    last = int(low[0]) if len(low) else accumulated
-    return int(np.clip(last + 1 + BAND_MARGIN, LEAST_BAND, geometry.nyquist_shell))
+        return int(np.clip(supported, LEAST_BAND, min(accumulated, geometry.nyquist_shell)))
+    return int(np.clip(band_of(fsc[: accumulated + 1]), LEAST_BAND, geometry.nyquist_shell))
+
+
+def band_of(fsc: np.ndarray) -> int:
+    """Two shells beyond the first of a curve (from shell 0) that is below 0.143, or beyond its end."""
+    low = np.flatnonzero(fsc[1:] < BAND_FSC)
+    last = int(low[0]) if len(low) else len(fsc) - 1
+    return last + 1 + BAND_MARGIN
 
 
 def update_search(
@@ -193,8 +200,16 @@ def next_stage(state: RefinementState, finest_deg: float) -> str:
 
 
 def is_converged(state: RefinementState) -> bool:
-    """Whether a fine iteration has brought no wider band: then one joined iteration is left."""
-    return state.stage == "fine" and state.history[-1]["stage"] == "fine" and not _widened(state)
+    """Whether a fine iteration has brought no wider band and its poses are at rest: one joined iteration is left then.
+
+    Poses are at rest when they move by little of the finest step, or no less than in the fine iteration before.
+    """
+    fine = [entry for entry in state.history if entry["stage"] == "fine"]
+    if state.stage != "fine" or not fine or _widened(state):
+        return False
+    turned = [entry["turned_deg"] for entry in fine]
+    is_still = turned[-1] < SETTLED * fine[-1]["step_deg"]
+    return bool(is_still or (len(turned) > 1 and turned[-1] > SLOWED * turned[-2]))
 
 
 def _widened(state: RefinementState) -> bool:

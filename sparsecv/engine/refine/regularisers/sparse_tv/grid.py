@@ -51,6 +51,14 @@ def shell_table(ops: Any, values: np.ndarray, box: int) -> Any:
     return xp.asarray(table)[xp.asarray(shell_indices(box))]
 
 
+def mean_per_shell(ops: Any, values: Any) -> np.ndarray:
+    """Mean over each shell of the upper half of a half transform, (box,) float64; as good as that of the whole."""
+    box = values.shape[0]
+    shells = shell_indices(box).ravel()
+    sums = np.bincount(shells, weights=ops.to_host(values).ravel(), minlength=box)
+    return (sums / np.maximum(np.bincount(shells, minlength=box), 1))[:box]
+
+
 def backprojection(ops: Any, total: Accumulator) -> Any:
     """b = A^H D y on the map's grid, float32 (box, box, box), so scaled that b = N x where there is no noise."""
     return volume_to_map(ops, total.data, total.box, total.kernel)

@@ -9,12 +9,19 @@ from typing import Any
 import numpy as np
 
 from sparsecv.engine.refine.regularisers.base import Evidence
-from sparsecv.engine.refine.regularisers.sparse_tv.grid import backprojection, folded_weight, shell_table
+from sparsecv.engine.refine.regularisers.sparse_tv.grid import (
+    backprojection,
+    folded_weight,
+    mean_per_shell,
+    shell_table,
+)
 from sparsecv.engine.refine.regularisers.sparse_tv.problem import Quadratic
-from sparsecv.engine.refine.regularisers.wiener import prior_precision
+from sparsecv.engine.refine.regularisers.wiener import LEAST_FSC, MOST_FSC
 from sparsecv.engine.refine.volumes import PADDING
+from sparsecv.engine.validate.fsc import fsc
 
 DENSITY_PERCENTILE = 93.0  # of the voxels inside the support: about the level of the molecule's density
+LEAST_WEIGHT = 0.1  # of the shell's mean, in maps of quarters: few images leave directions empty
 LEAST_LEVEL = 1e-3  # of the largest density, where the percentile is no positive density
 
 
@@ -66,7 +73,7 @@ class HalfProblem:
         whole = quarters[0] + quarters[1]
         support = xp.asarray(evidence.support) > 0.5
         inside = support.astype(xp.float32)
-        start = _wiener(ops, whole, evidence, first + second) * inside
+        start = _wiener(ops, (quarters[0], quarters[1]), inside, first.last_shell)
         difference = (quarters[0].linear - quarters[1].linear)[support]
         data_shells = shell_table(ops, np.arange(evidence.box) <= first.last_shell, evidence.box) > 0
         return cls(
@@ -87,12 +94,27 @@ class HalfProblem:
         return self.quarters[0] + self.quarters[1]
 
 
-def _wiener(ops: Any, data: Quadratic, evidence: Evidence, total: Any) -> Any:
-    """Wiener map on the map's own grid: close to that of the Wiener regulariser, without another padded transform."""
-    prior = shell_table(ops, prior_precision(ops, total, evidence.fsc, 1.0), evidence.box)
-    transform = ops.rfftn(data.linear)
-    transform *= (prior > 0) / ops.xp.maximum(data.hessian + prior, ops.xp.float32(1e-30))
-    return ops.irfftn(transform, evidence.box)
+def _wiener(ops: Any, quarters: tuple[Quadratic, Quadratic], inside: Any, last_shell: int) -> Any:
+    """Wiener map of a half on the map's own grid, its signal-to-noise ratio from its own quarters.
+
+    The FSC of the half would be f = 2 q / (1 + q) with that of its quarters, q, so that N (1 - f) / f = N (1 - q) / 2q.
+    """
+    xp, box = ops.xp, inside.shape[0]
+    shells = np.arange(box) <= last_shell
+    known = shell_table(ops, shells, box)  # interpolation has spilt a little of B and N beyond
+    spectra = [ops.rfftn(quarter.linear) * known for quarter in quarters]
+    means = [mean_per_shell(ops, quarter.hessian) * shells for quarter in quarters]
+    maps = []
+    for spectrum, quarter, mean in zip(spectra, quarters, means, strict=True):
+        least = shell_table(ops, LEAST_WEIGHT * mean, box)
+        quotient = spectrum / xp.maximum(xp.maximum(quarter.hessian, least), xp.float32(1e-30))
+        maps.append(ops.to_host(ops.irfftn(quotient, box) * inside))
+    curve = np.clip(fsc(*maps), LEAST_FSC, MOST_FSC)
+    curve = np.pad(curve, (0, box - len(curve)), constant_values=LEAST_FSC)
+    prior = shell_table(ops, (means[0] + means[1]) * (1 - curve) / (2 * curve), box)
+    whole = spectra[0] + spectra[1]
+    whole *= (prior > 0) / xp.maximum(quarters[0].hessian + quarters[1].hessian + prior, xp.float32(1e-30))
+    return ops.irfftn(whole, box) * inside
 
 
 def _density_level(xp: Any, values: Any) -> float:

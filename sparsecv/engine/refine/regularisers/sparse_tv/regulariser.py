@@ -14,6 +14,7 @@ from sparsecv.engine.refine.regularisers.sparse_tv.held_out import HeldOut, Tria
 from sparsecv.engine.refine.regularisers.sparse_tv.proximal_gradient import SMOOTHING, solve_smoothed
 from sparsecv.engine.refine.regularisers.sparse_tv.splitting import Solution, solve
 from sparsecv.engine.refine.regularisers.sparse_tv.strengths import Kappas, NoiseUnits, PaperUnits, Strengths
+from sparsecv.engine.refine.schedule import band_of
 from sparsecv.engine.validate.fsc import fsc
 
 REWEIGHTS = 2  # majorisations of the log penalties per M-step: EM goes on reweighting
@@ -21,7 +22,6 @@ GAP = 1e-2  # certified, of each of them
 MOST_ITERATIONS = 30
 PAPER_ITERATIONS = 150
 CHOICE_EVERY = 2  # iterations of the refinement, from the second: the first reference is the start's
-BAND_FSC, BAND_MARGIN = 0.5, 3  # of the regularised halves; shells
 
 
 @dataclass(frozen=True)
@@ -92,17 +92,13 @@ class SparseTv:
         return choose_kappas(ops, held_out, kappas)
 
     def alignment_band(self, ops: Any, first: Regularised, second: Regularised) -> int | None:
-        """Three shells beyond the first fall of the FSC of the regularised halves below 0.5; None for empty maps.
+        """The rule of the unregularised halves, applied to the regularised ones; None for empty maps.
 
         The prior has taken the noise out of the references, so their own correlation, and not that of the unregularised
         halves, says which shells can be compared.
         """
         curve = fsc(ops.to_host(first.reference), ops.to_host(second.reference))
-        if not np.isfinite(curve).all() or not curve.any():
-            return None
-        low = np.flatnonzero(curve[1:] < BAND_FSC)
-        last = int(low[0]) if len(low) else len(curve) - 1
-        return last + BAND_MARGIN
+        return band_of(curve) if np.isfinite(curve).all() and curve.any() else None
 
 
 def _shown(

@@ -11,7 +11,10 @@ from sparsecv.engine.refine.regularisers.sparse_tv.problem import FORBIDDEN, Pen
 from sparsecv.engine.refine.regularisers.sparse_tv.splitting import Steps
 
 GRADIENT_LEVEL = 0.5  # eps' / eps: densities rise over two voxels or so
-PENALTY_STEP, DATA_STEP = 0.5, 0.1  # rho = max(0.5 alpha / eps^2, 0.1 mean N)
+# Steps of the splitting: rho_1 = max(0.5 alpha / eps^2, 2 mean N), rho_2 = max(0.15 beta / eps'^2, 0.3 mean N), found
+# on the problem of benchmarks/sparse_tv_solver.py at three scales of the strengths.
+SPARSE_STEP, VARIATION_STEP = 0.5, 0.15
+LEAST_SPARSE_STEP, LEAST_VARIATION_STEP = 2.0, 0.3
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,10 @@ class Strengths:
     @property
     def steps(self) -> Steps:
         """Step sizes of the splitting."""
-        least = DATA_STEP * self.mean_weight
-        return Steps(max(PENALTY_STEP * self.alpha / self.epsilon**2, least),
-                     max(PENALTY_STEP * self.beta / self.epsilon_gradient**2, least))
+        return Steps(
+            max(SPARSE_STEP * self.alpha / self.epsilon**2, LEAST_SPARSE_STEP * self.mean_weight),
+            max(VARIATION_STEP * self.beta / self.epsilon_gradient**2, LEAST_VARIATION_STEP * self.mean_weight),
+        )
 
     def penalty(self, ops: Any, about: Any, support: Any, *, positive: bool = False) -> Penalty:
         """The weighted norms that majorise the log penalties about a map."""
