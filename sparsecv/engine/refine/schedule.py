@@ -30,6 +30,7 @@ BAND_FSC = 0.143
 BAND_MARGIN = 2  # shells above the last with that FSC
 LEAST_BAND = 4  # shells without which no orientation could be told from another
 GROWTH, LEAST_GROWTH = 0.4, 4  # shells that are backprojected beyond the band, so that the FSC can show more
+SEARCHED, JUMP_STEPS = 0.9, 4.0  # part of the particles that a global search must have placed, to within those steps
 SETTLED = 0.25  # of the finest step: the median change of a pose that is at rest
 SLOWED = 0.8  # of that change in the fine iteration before: no point in waiting for rest
 NOTABLE_SHELLS = 1  # an iteration that widens the band by no more has converged
@@ -189,12 +190,14 @@ def update_search(
 def next_stage(state: RefinementState, finest_deg: float) -> str:
     """Stage after the iteration that ``state.history`` ends with.
 
-    Global searches end when they move poses by less than their finest step. Local ones become fine when they have
+    Global searches end when they move poses by less than their finest step, and no longer move a tenth of them from one
+    mode to another: a local search would leave those where they are. Local ones become fine when they have
     stopped to widen the band. The fine stage lasts to the end.
     """
     kept = ~state.particles.is_rejected
     if state.stage == "global":
-        is_settled = state.iteration > 1 and np.median(state.particles.turned_deg[kept]) < finest_deg
+        turned, most_turned = np.quantile(state.particles.turned_deg[kept], (0.5, SEARCHED))
+        is_settled = state.iteration > 1 and turned < finest_deg and most_turned < JUMP_STEPS * finest_deg
         return "local" if is_settled else "global"
     return "fine" if state.stage == "fine" or not _widened(state) else "local"
 

@@ -24,7 +24,7 @@ def make_regulariser(settings: RegulariserSettings) -> Regulariser:
     return SparseTv(
         units=_paper_units(settings) if settings.is_in_paper_units else _noise_units(settings),
         kappas=Kappas(*kappas),
-        is_chosen=settings.strength in (None, "held-out"),
+        is_chosen=settings.strength in (None, "held-out") and not settings.is_in_paper_units,
         is_paper_solver=settings.solver == "paper",
         is_positive=settings.positivity,
     )

@@ -6,8 +6,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from sparsecv.engine.refine.regularisers.base import Evidence, Regularised
 from sparsecv.engine.refine.regularisers.sparse_tv.half_problem import HalfProblem
 from sparsecv.engine.refine.regularisers.sparse_tv.held_out import HeldOut, Trial, choose_kappas
@@ -97,8 +95,8 @@ class SparseTv:
         The prior has taken the noise out of the references, so their own correlation, and not that of the unregularised
         halves, says which shells can be compared.
         """
-        curve = fsc(ops.to_host(first.reference), ops.to_host(second.reference))
-        return band_of(curve) if np.isfinite(curve).all() and curve.any() else None
+        references = [ops.to_host(found.reference) for found in (first, second)]
+        return band_of(fsc(*references)) if all(reference.any() for reference in references) else None
 
 
 def _shown(
