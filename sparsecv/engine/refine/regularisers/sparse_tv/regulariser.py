@@ -19,7 +19,7 @@ REWEIGHTS = 2  # majorisations of the log penalties per M-step: EM goes on rewei
 GAP = 1e-2  # certified, of each of them
 MOST_ITERATIONS = 30
 PAPER_ITERATIONS = 150
-CHOICE_EVERY = 2  # iterations of the refinement, from the second: the first reference is the start's
+FIRST_CHOICE, CHOICE_EVERY = 2, 3  # iterations of the refinement; the first reference is the start's
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ class SparseTv:
         kappas = self.kappas
         if evidence.memory:
             kappas = Kappas(evidence.memory["kappa_sparse"], evidence.memory["kappa_variation"])
-        is_due = evidence.iteration >= 2 and evidence.iteration % CHOICE_EVERY == 0
+        since = evidence.iteration - FIRST_CHOICE
+        is_due = since >= 0 and since % CHOICE_EVERY == 0
         if not (self.is_chosen and is_due and isinstance(self.units, NoiseUnits)):
             return kappas, []
         held_out = HeldOut.of(ops, problem, self.units, evidence.band, positive=self.is_positive)
