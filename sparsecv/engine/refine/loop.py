@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -128,16 +129,18 @@ class Refinement:
         if is_last:
             tau_factor = getattr(self.regulariser, "tau_factor", 1.0)  # of the Wiener prior alone
             joined = joined_map(self.ops, results[0].total + results[1].total, curve, self.support, tau_factor)
-        else:
+        started = time.process_time()
+        if not is_last:
             regularised = self._regularise(results, curve)
         gain = np.sum([quarter.mean_weight(self.ops) for result in results for quarter in result.quarters], axis=0)
         band = state.band
         if regularised:
             supported = self.regulariser.alignment_band(self.ops, *regularised)
             band = next_band(geometry, curve, accumulated, supported)
+        spent = round(time.process_time() - started, 3)
         self._update(results, curve, band, is_last)
         if regularised:
-            state.history[-1]["regulariser"] = [found.shown for found in regularised]
+            state.history[-1] |= {"regulariser": [found.shown for found in regularised], "regulariser_cpu_s": spent}
         return Iteration((maps[0], maps[1]), joined, curve, regularised, gain)
 
     # ------------------------------------------------------------------------------------------------- the steps
