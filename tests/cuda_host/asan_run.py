@@ -15,7 +15,7 @@ import numpy as np
 sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (1, 2)]
 
 from cuda_host import fake_cupy, host, problem  # noqa: E402
-from sparsecv.kernels import cuda, reference  # noqa: E402
+from sparsecv.kernels import cuda, cuda_launch, reference  # noqa: E402
 
 OVERRUN = """
 KERNEL void copy(const float *from, float *to, int count) {
@@ -35,7 +35,7 @@ def _kernels() -> None:
                 error = np.linalg.norm(found[name].get() - value) / np.linalg.norm(value)
                 if not error < 1e-5:
                     raise SystemExit(f"{name} differs by {error:.1e}")
-        cuda._module.cache_clear()
+        cuda_launch.compiled.cache_clear()
 
 
 def _overrun() -> None:
