@@ -15,6 +15,12 @@ from scipy import fft
 
 from sparsecv.kernels.contract import check_candidates, check_kernel, check_reach
 from sparsecv.kernels.cpu_compile import compiled, compiled_parallel
+from sparsecv.kernels.cpu_sparse_tv import penalties as penalties
+from sparsecv.kernels.cpu_sparse_tv import penalty_weights as penalty_weights
+from sparsecv.kernels.cpu_sparse_tv import relax_step as relax_step
+from sparsecv.kernels.cpu_sparse_tv import smoothed_variation_gradient as smoothed_variation_gradient
+from sparsecv.kernels.cpu_sparse_tv import sparse_prox as sparse_prox
+from sparsecv.kernels.cpu_sparse_tv import split_step as split_step
 
 xp = np
 name = "cpu"

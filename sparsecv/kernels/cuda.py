@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The hot loops on NVIDIA GPUs: CuPy around the CUDA sources in ``cuda/``; definitions in :mod:`.reference`.
 
-CuPy is imported at the first use of this module's functions, not with it.
+CuPy is imported at the first use of this module's functions, not with it. The stencils and proximal steps of the
+sparse + TV prior stand in ``cuda_sparse_tv.py``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,12 @@ import numpy as np
 
 from sparsecv.kernels.contract import check_candidates, check_kernel, check_reach, check_shifts, half_width
 from sparsecv.kernels.cuda_launch import blocks, contiguous, import_cupy, launch
+from sparsecv.kernels.cuda_sparse_tv import penalties as penalties
+from sparsecv.kernels.cuda_sparse_tv import penalty_weights as penalty_weights
+from sparsecv.kernels.cuda_sparse_tv import relax_step as relax_step
+from sparsecv.kernels.cuda_sparse_tv import smoothed_variation_gradient as smoothed_variation_gradient
+from sparsecv.kernels.cuda_sparse_tv import sparse_prox as sparse_prox
+from sparsecv.kernels.cuda_sparse_tv import split_step as split_step
 
 TILES = (1, 2, 4, 8, 16)  # shifts that a block scores at once; each costs a register
 MAX_SHELLS = 2048  # 48 KB of shared memory
