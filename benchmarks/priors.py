@@ -63,7 +63,7 @@ def main() -> None:
         ("sets", {"nargs": "*", "default": list(TASKS), "metavar": "SET"}),
         ("--seeds", {"type": int, "nargs": "+", "default": [1, 2, 3]}),
         ("--regularisers", {"nargs": "+", "default": list(REGULARISERS)}),
-        ("--options", {"nargs": "+", "default": [], "help": "further options of refine, as --options=--gamma --options=0.2"}),
+        ("--options", {"nargs": "+", "default": [], "help": "further options of refine"}),
     )
     bench.warm_up()
     cells, figures, means = [], {}, []

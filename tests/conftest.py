@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # before numpy is imported: tests measure results, not speed, and run beside each other
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -16,26 +16,33 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import pytest
 from hypothesis import settings
 
+if TYPE_CHECKING:
+    from backends import Backend
+
 settings.register_profile("seeded", derandomize=True, deadline=None, database=None)
 settings.load_profile("seeded")
 
 PROJECT = Path(__file__).resolve().parents[1]
 
 
-def _has_gpu() -> bool:
-    if importlib.util.find_spec("cupy") is None:
-        return False
-    import cupy
-
-    return bool(cupy.cuda.is_available())
-
-
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip what needs a program or a device that this machine lacks."""
     if item.get_closest_marker("relion") and shutil.which("relion_refine") is None:
         pytest.skip("RELION is not installed")
-    if item.get_closest_marker("gpu") and not _has_gpu():
-        pytest.skip("there is no CUDA device with CuPy")
+    if item.get_closest_marker("gpu"):
+        from backends import has_gpu
+
+        if not has_gpu():
+            pytest.skip("there is no CUDA device with CuPy")
+
+
+@pytest.fixture(params=["reference", "cpu", "cuda-host", "cuda"])
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Each back end of the kernels in turn."""
+    from backends import opened
+
+    with opened(request.param) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

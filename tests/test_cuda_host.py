@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from cuda_host import fake_cupy, host
 
-from sparsecv.kernels import cuda
+from sparsecv.kernels import cuda_launch
 
 pytestmark = pytest.mark.skipif(host.compiler() is None, reason="g++ is not installed")
 
@@ -69,15 +69,15 @@ def test_barriers_hold_for_every_schedule() -> None:
 
 
 def test_removed_barrier_changes_the_result() -> None:
-    source = cuda.source("shells")
+    source = cuda_launch.source("shells")
     assert source.count("        __syncthreads();\n") == 1
     broken = source.replace("        __syncthreads();\n", "        if (half == THREADS / 2) __syncthreads();\n")
     values, offsets = np.ones((40, 700), np.float32), np.array([0, 700], np.int32)
     right = []
     for text in (source, broken):
-        kernel = host.HostModule(text, cuda.options()).get_function("sum_disc_shells")
+        kernel = host.HostModule(text, cuda_launch.options()).get_function("sum_disc_shells")
         sums = np.zeros((40, 1))
-        kernel((40, 1), (cuda.THREADS,), (values, offsets, np.int32(700), np.int32(1), sums))
+        kernel((40, 1), (cuda_launch.THREADS,), (values, offsets, np.int32(700), np.int32(1), sums))
         right.append(int(np.sum(sums == 700)))
     assert right[0] == 40
     assert right[1] < 10

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Every kernel on every back end: against the float64 definition, and the definition against closed forms.
 
-Back ends: reference (float64 NumPy), cpu (Numba), cuda-host (the CUDA sources through the host shim, launched by the
-same Python as on a GPU), cuda (CuPy, where there is a GPU).
+Back ends: see backends.py. The kernels of the sparse + TV prior are in test_kernels_sparse_tv.py.
 """
 
 from __future__ import annotations
@@ -10,12 +9,11 @@ from __future__ import annotations
 import importlib
 import inspect
 import types
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from cuda_host import fake_cupy, host
+from backends import Backend, relative_error
 from cuda_host.problem import (
     BOX,
     PADDING,
@@ -28,65 +26,6 @@ from cuda_host.problem import (
 )
 
 from sparsecv.kernels import cuda, reference
-
-
-class Backend:
-    """The operations of one back end, and the way to and from its memory."""
-
-    def __init__(self, ops: types.ModuleType) -> None:
-        self.ops = ops
-
-    def up(self, array: Any) -> Any:
-        """To the back end's memory; other things than arrays stay as they are."""
-        return self.ops.xp.asarray(array) if isinstance(array, np.ndarray) else array
-
-    def down(self, array: Any) -> np.ndarray:
-        """To NumPy, in double precision."""
-        host_array = self.ops.to_host(array)
-        return host_array.astype(np.complex128 if host_array.dtype.kind == "c" else np.float64)
-
-    def call(self, name: str, *arguments: Any) -> Any:
-        """One operation from NumPy to NumPy; arrays changed in place are changed in the caller's, too."""
-        lifted = [self.up(argument) for argument in arguments]
-        result = getattr(self.ops, name)(*lifted)
-        if result is None:
-            for given, used in zip(arguments, lifted, strict=True):
-                if isinstance(given, np.ndarray) and given is not used:
-                    given[...] = self.ops.to_host(used)
-            return None
-        return tuple(map(self.down, result)) if isinstance(result, tuple) else self.down(result)
-
-
-def _has_gpu() -> bool:
-    try:
-        import cupy
-
-        return bool(cupy.cuda.is_available())
-    except ImportError:
-        return False
-
-
-@pytest.fixture(params=["reference", "cpu", "cuda-host", "cuda"])
-def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    if request.param == "reference":
-        yield Backend(reference)
-    elif request.param == "cpu":
-        yield Backend(pytest.importorskip("sparsecv.kernels.cpu", exc_type=ImportError))
-    elif request.param == "cuda-host":
-        if host.compiler() is None:
-            pytest.skip("g++ is not installed")
-        cuda._module.cache_clear()
-        with fake_cupy.installed():
-            yield Backend(cuda)
-        cuda._module.cache_clear()
-    else:
-        if not _has_gpu():
-            pytest.skip("no GPU")
-        yield Backend(cuda)
-
-
-def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
 # ------------------------------------------------------------------------------------ against the definition
@@ -114,16 +53,17 @@ def test_types_on_the_device(backend: Backend) -> None:
 
 
 def _operations(module: types.ModuleType) -> dict[str, list[tuple[Any, ...]]]:
-    """Name, kind and default of every parameter of a module's public functions."""
-    own = {n: f for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__}
-    signatures = {n: inspect.signature(f).parameters.values() for n, f in own.items() if not n.startswith("_")}
+    """Name, kind and default of every parameter of a module's public operations."""
+    functions = {n: f for n, f in vars(module).items() if inspect.isfunction(f) and not n.startswith("_")}
+    functions = {n: f for n, f in functions.items() if f.__module__.startswith(module.__name__)}  # and its companion's
+    signatures = {n: inspect.signature(f).parameters.values() for n, f in functions.items()}
     return {n: [(p.name, p.kind, p.default) for p in parameters] for n, parameters in signatures.items()}
 
 
 def test_back_ends_offer_the_same_operations() -> None:
     expected = _operations(reference)
-    helpers = {"source", "options"}  # of the compilation
-    assert len(expected) >= 12
+    helpers = {"blocks", "contiguous", "import_cupy", "launch"}  # of cuda_launch
+    assert len(expected) >= 18
     for module in (pytest.importorskip("sparsecv.kernels.cpu", exc_type=ImportError), cuda):
         found = {name: parameters for name, parameters in _operations(module).items() if name not in helpers}
         assert found == expected, module.__name__

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from sparsecv.kernels import cuda
+from sparsecv.kernels import cuda, cuda_launch
 
 ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100, 120)
 REGISTERS = 64  # with 128 threads per block: half of the threads that a multiprocessor can hold, or more
-FAMILIES = sorted(path.stem for path in cuda.SOURCES.glob("*.cu"))
+FAMILIES = sorted(path.stem for path in cuda_launch.SOURCES.glob("*.cu"))
 # An sm_70 build is announced as the last of its kind, ptxas -v reports what it uses: neither is a fault.
 EXPECTED = re.compile(r"ptxas info|Function properties|bytes stack frame|Architectures prior to|^\s*$")
 
@@ -56,14 +56,14 @@ def _compile(source: str, options: tuple[str, ...]) -> tuple[int, str, bytes]:
 
 
 def _check(family: str, architecture: int, **macros: int) -> None:
-    options = (*cuda.options(**macros), f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v")
-    status, log, code = _compile(cuda.source(family), options)
+    options = (*cuda_launch.options(**macros), f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v")
+    status, log, code = _compile(cuda_launch.source(family), options)
     assert status == 0, log
     assert len(code) > 0
     remarks = [line for line in log.splitlines() if not EXPECTED.search(line)]
     assert not remarks, log
     registers = [int(count) for count in re.findall(r"Used (\d+) registers", log)]
-    kernels = cuda.source(family).count("\nKERNEL void")
+    kernels = cuda_launch.source(family).count("\nKERNEL void")
     assert len(registers) == kernels, log
     assert max(registers) <= REGISTERS, log
     spills = [int(count) for count in re.findall(r"(\d+) bytes (?:spill \w+|stack frame)", log)]
@@ -88,7 +88,7 @@ def test_shell_histogram_fits_into_shared_memory(shells: int) -> None:
 
 
 def test_a_fault_would_be_seen() -> None:
-    options = (*cuda.options(), "--gpu-architecture=sm_80")
+    options = (*cuda_launch.options(), "--gpu-architecture=sm_80")
     status, log, _ = _compile(
         '#line 7 "slices.cu"\nextern "C" __global__ void f(int *p) { undeclared = p[0]; }', options
     )

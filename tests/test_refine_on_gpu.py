@@ -27,7 +27,7 @@ from sparsecv.engine.refine.run import refine
 from sparsecv.engine.refine.settings import ReconstructSettings, RefineSettings
 from sparsecv.engine.report.progress import Progress
 from sparsecv.engine.simulate import SimulatedFiles, SimulateSettings, simulate
-from sparsecv.kernels import cuda, ops
+from sparsecv.kernels import cuda, cuda_launch, ops
 
 PARTICLES, BOX, PIXEL_SIZE = 60, 24, 6.5
 MAPS = ("run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc", "run_class001.mrc")
@@ -49,10 +49,10 @@ def gpu(request: pytest.FixtureRequest) -> Iterator[None]:
         return
     if host.compiler() is None:
         pytest.skip("g++ is not installed")
-    cuda._module.cache_clear()
+    cuda_launch.compiled.cache_clear()
     with fake_cupy.installed():
         yield
-    cuda._module.cache_clear()
+    cuda_launch.compiled.cache_clear()
 
 
 @pytest.fixture(scope="module", params=["C1", "D2"])

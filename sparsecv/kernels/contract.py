@@ -55,9 +55,19 @@ def check_kernel(kernel: str) -> None:
         raise ValueError(f"the kernel is one of {', '.join(KERNELS)}, not {kernel!r}")
 
 
-def check_volumes(shape: tuple[int, ...], **volumes: Any) -> None:
-    """Refuse, with ValueError, what is no contiguous float32 volume of ``shape``; w2 has three of them."""
+def check_shapes(shape: tuple[int, ...], **volumes: Any) -> None:
+    """Refuse, with ValueError, what is no volume of ``shape`` (G, G, G); of the vectors in w2 there are three."""
+    if len(shape) != 3 or len(set(shape)) != 1:
+        raise ValueError(f"volumes have shape (G, G, G), not {tuple(shape)}")
     for name, volume in volumes.items():
         wanted = (3, *shape) if name == "w2" else tuple(shape)
-        if tuple(volume.shape) != wanted or volume.dtype != "float32" or not volume.flags.c_contiguous:
-            raise ValueError(f"{name} is contiguous float32 of shape {wanted}, not {volume.dtype} {volume.shape}")
+        if tuple(volume.shape) != wanted:
+            raise ValueError(f"{name} has shape {tuple(volume.shape)}; its companions ask for {wanted}")
+
+
+def check_volumes(shape: tuple[int, ...], **volumes: Any) -> None:
+    """`check_shapes`, and refuse, with ValueError, arrays that are not float32 and contiguous."""
+    check_shapes(shape, **volumes)
+    for name, volume in volumes.items():
+        if volume.dtype != "float32" or not volume.flags.c_contiguous:
+            raise ValueError(f"{name} is a contiguous float32 array, not {volume.dtype}, strides {volume.strides}")

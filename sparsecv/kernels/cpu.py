@@ -16,14 +16,13 @@ import numpy as np
 from scipy import fft
 
 from sparsecv.kernels.contract import check_candidates, check_kernel, check_reach
-from sparsecv.kernels.cpu_sparse_tv import (  # noqa: F401
-    penalties,
-    penalty_weights,
-    relax_step,
-    smoothed_variation_gradient,
-    sparse_prox,
-    split_step,
-)
+from sparsecv.kernels.cpu_compile import compiled, compiled_parallel
+from sparsecv.kernels.cpu_sparse_tv import penalties as penalties
+from sparsecv.kernels.cpu_sparse_tv import penalty_weights as penalty_weights
+from sparsecv.kernels.cpu_sparse_tv import relax_step as relax_step
+from sparsecv.kernels.cpu_sparse_tv import smoothed_variation_gradient as smoothed_variation_gradient
+from sparsecv.kernels.cpu_sparse_tv import sparse_prox as sparse_prox
+from sparsecv.kernels.cpu_sparse_tv import split_step as split_step
 
 xp = np
 name = "cpu"
@@ -31,10 +30,6 @@ name = "cpu"
 # sums themselves, with twofold padding 0.5 GiB at 200 pixels, 1 GiB at 256, 3.9 GiB at 400: beyond 200 pixels there is
 # one only, and one thread deposits.
 PRIVATE_BYTES = 1 << 30
-
-_options = {"cache": True, "fastmath": True, "nogil": True, "error_model": "numpy"}
-_compile = numba.njit(**_options)
-_compile_parallel = numba.njit(parallel=True, **_options)
 
 
 def to_host(array: Any) -> np.ndarray:
@@ -58,7 +53,7 @@ def irfftn(transform: Any, box: int) -> Any:
 
 
 # ---------------------------------------------------------------------------------------------- slices and scores
-@_compile
+@compiled
 def _axes(a, padding):
     """Steps in x, y and z of the volume per step of kx and of ky: v = padding A^T k."""
     return (
@@ -66,7 +61,7 @@ def _axes(a, padding):
     )  # fmt: skip
 
 
-@_compile
+@compiled
 def _slice_into(out, volume, ny, nx, a, kx, ky, padding):
     """Trilinear slice of one rotation into out (2J,), real and imaginary parts interleaved.
 
@@ -99,7 +94,7 @@ def _slice_into(out, volume, ny, nx, a, kx, ky, padding):
         out[2 * j + 1] = sign * (gx * near_im + fx * far_im)
 
 
-@_compile_parallel
+@compiled_parallel
 def _extract(out, volume, ny, nx, rotations, kx, ky, padding):
     for c in numba.prange(rotations.shape[0]):
         _slice_into(out[c], volume, ny, nx, rotations[c], kx, ky, padding)
@@ -113,7 +108,7 @@ def extract_slices(volume: Any, rotations: Any, kx: Any, ky: Any, padding: int) 
     return out
 
 
-@_compile_parallel
+@compiled_parallel
 def _score(cross, norm, volume, ny, nx, rotations, owner, images, ctf2, kx, ky, padding):
     for c in numba.prange(rotations.shape[0]):
         scratch = np.empty(2 * kx.shape[0], dtype=np.float32)
@@ -147,7 +142,7 @@ def score_candidates(
 
 
 # ---------------------------------------------------------------------------------------------------------- shifts
-@_compile_parallel
+@compiled_parallel
 def _shift(out, pairs, shifts, kx, ky, box):
     reach = 0
     for j in range(kx.shape[0]):
@@ -179,7 +174,7 @@ def shift_images(images: Any, shifts: Any, kx: Any, ky: Any, box: int) -> Any:
 
 
 # ------------------------------------------------------------------------------------------------- backprojection
-@_compile
+@compiled
 def _weighted_slice(pairs, total, images, ctf2, i, weights):
     """Sum over shifts of weight x image into pairs (2J,), and total weight x CTF^2 into total (J,)."""
     pairs[:] = 0
@@ -196,7 +191,7 @@ def _weighted_slice(pairs, total, images, ctf2, i, weights):
     return mass
 
 
-@_compile
+@compiled
 def _deposit_trilinear(volume, ny, nx, pairs, total, a, kx, ky, padding):
     """Adjoint of the trilinear slice; a voxel of the flat volume is (real, imaginary, weight, unused)."""
     c = np.float32((ny - 1) // 2)
@@ -233,7 +228,7 @@ def _deposit_trilinear(volume, ny, nx, pairs, total, a, kx, ky, padding):
             volume[p + 6] += g * far_w
 
 
-@_compile
+@compiled
 def _deposit_gaussian(volume, ny, nx, pairs, total, a, kx, ky, padding):
     """27 neighbours weighted by exp(-d^2 / 2); a neighbour at x = -1 is folded onto its Friedel mate."""
     centre = np.int64((ny - 1) // 2)
@@ -268,7 +263,7 @@ def _deposit_gaussian(volume, ny, nx, pairs, total, a, kx, ky, padding):
                     volume[q + 2] += g * w
 
 
-@_compile_parallel
+@compiled_parallel
 def _backproject(private, ny, nx, images, ctf2, weights, rotations, owner, kx, ky, padding, is_gaussian):
     count = private.shape[0]
     for k in numba.prange(count):
@@ -283,7 +278,7 @@ def _backproject(private, ny, nx, images, ctf2, weights, rotations, owner, kx, k
                 _deposit_trilinear(private[k], ny, nx, pairs, total, rotations[c], kx, ky, padding)
 
 
-@_compile_parallel
+@compiled_parallel
 def _merge(data, weight, private):
     for z in numba.prange(data.shape[0]):
         for y in range(data.shape[1]):
@@ -339,7 +334,7 @@ def backproject(
 
 
 # ------------------------------------------------------------------------------------------------ whole volumes
-@_compile_parallel
+@compiled_parallel
 def _symmetrise(out_data, out_weight, data, weight, matrices):
     c = (data.shape[0] - 1) // 2
     reach = np.float32((c - 2) ** 2)
@@ -388,7 +383,7 @@ def complete_hermitian(data: Any, weight: Any) -> None:
     weight[:, :, 0] = weight[:, :, 0] + weight[::-1, ::-1, 0]
 
 
-@_compile_parallel
+@compiled_parallel
 def _disc_shells(out, values, offsets):
     for i in numba.prange(values.shape[0]):
         for s in range(offsets.shape[0] - 1):
@@ -405,7 +400,7 @@ def sum_disc_shells(values: Any, offsets: Any) -> Any:
     return out
 
 
-@_compile_parallel
+@compiled_parallel
 def _volume_shells(partial, first, second, padding):
     c = (first.shape[0] - 1) // 2
     for iz in numba.prange(first.shape[0]):

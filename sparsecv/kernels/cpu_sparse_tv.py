@@ -14,15 +14,12 @@ import numba
 import numpy as np
 
 from sparsecv.kernels.contract import check_volumes
+from sparsecv.kernels.cpu_compile import compiled, compiled_parallel
 
 CHUNK = 8  # planes that one thread takes at once; one plane in CHUNK is computed twice
 
-_options = {"cache": True, "fastmath": True, "nogil": True, "error_model": "numpy"}
-_compile = numba.njit(**_options)
-_compile_parallel = numba.njit(parallel=True, **_options)
 
-
-@_compile
+@compiled
 def _soft(w, threshold, negative):
     """Soft threshold of one voxel; ``negative`` is -1, or 0 where only positive values are allowed."""
     size = abs(w) - threshold
@@ -30,14 +27,14 @@ def _soft(w, threshold, negative):
     return kept if w > 0 else negative * kept
 
 
-@_compile
+@compiled
 def _shrunk(squared, threshold):
     """Factor that shortens a vector of this squared length by ``threshold``."""
     kept = np.float32(1) - threshold / np.sqrt(squared + np.float32(1e-30))
     return kept if kept > 0 else np.float32(0)
 
 
-@_compile
+@compiled
 def _flux_row(ux, uy, uz, wx, wy, wz, c, step, reflect):
     """reflect z2 - w2 of one row; thresholds are step c."""
     for i in range(c.shape[0]):
@@ -46,7 +43,7 @@ def _flux_row(ux, uy, uz, wx, wy, wz, c, step, reflect):
         ux[i], uy[i], uz[i] = factor * gx, factor * gy, factor * gz
 
 
-@_compile_parallel
+@compiled_parallel
 def _split(out, b, w1, w2, a, c, rho1, rho2, reflect, negative):
     nz, ny, nx = w1.shape
     step1, step2 = np.float32(1) / rho1, np.float32(1) / rho2
@@ -84,7 +81,7 @@ def split_step(
     return out
 
 
-@_compile_parallel
+@compiled_parallel
 def _relax(sums, x, w1, w2, a, c, rho1, rho2, relaxation, negative):
     nz, ny, nx = w1.shape
     step1, step2 = np.float32(1) / rho1, np.float32(1) / rho2
@@ -99,8 +96,8 @@ def _relax(sums, x, w1, w2, a, c, rho1, rho2, relaxation, negative):
                 row_distance += gap * gap
                 row_power += here[i] * here[i]
                 w[i] += relaxation * gap
-            distance += row_distance
-            power += row_power
+            distance += float(row_distance)
+            power += float(row_power)
             wx, wy, wz, variation = w2[0, z, y], w2[1, z, y], w2[2, z, y], c[z, y]
             for i in range(nx):
                 gx, gy, gz = wx[i], wy[i], wz[i]
@@ -122,7 +119,7 @@ def relax_step(
     return float(distance), float(power)
 
 
-@_compile_parallel
+@compiled_parallel
 def _sparse(out, w1, a, step, negative):
     for z in numba.prange(w1.shape[0]):
         for y in range(w1.shape[1]):
@@ -143,7 +140,7 @@ def _negative(positive: bool) -> Any:
     return np.float32(0 if positive else -1)
 
 
-@_compile_parallel
+@compiled_parallel
 def _penalties(sums, x, a, c):
     nz, ny, nx = x.shape
     for z in numba.prange(nz):
@@ -157,8 +154,8 @@ def _penalties(sums, x, a, c):
                 dx = here[i + 1 if i + 1 < nx else 0] - here[i]
                 dy, dz = right[i] - here[i], above[i] - here[i]
                 row_variation += tv[i] * np.sqrt(dx * dx + dy * dy + dz * dz)
-            sparse += row_sparse
-            variation += row_variation
+            sparse += float(row_sparse)
+            variation += float(row_variation)
         sums[z, 0], sums[z, 1] = sparse, variation
 
 
@@ -171,7 +168,7 @@ def penalties(x: Any, a: Any, c: Any) -> tuple[float, float]:
     return float(sparse), float(variation)
 
 
-@_compile_parallel
+@compiled_parallel
 def _weights(a, c, x, eps, eps_gradient):
     nz, ny, nx = x.shape
     for z in numba.prange(nz):
@@ -192,7 +189,7 @@ def penalty_weights(x: Any, eps: float, eps_gradient: float) -> tuple[Any, Any]:
     return a, c
 
 
-@_compile
+@compiled
 def _smooth_row(ux, uy, uz, here, right, above, c, mu):
     """c u_mu(D x) of one row (equation 16)."""
     nx = c.shape[0]
@@ -203,7 +200,7 @@ def _smooth_row(ux, uy, uz, here, right, above, c, mu):
         ux[i], uy[i], uz[i] = factor * dx, factor * dy, factor * dz
 
 
-@_compile_parallel
+@compiled_parallel
 def _smoothed(out, x, c, mu):
     nz, ny, nx = x.shape
     for chunk in numba.prange((nz + CHUNK - 1) // CHUNK):

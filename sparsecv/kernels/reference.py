@@ -29,6 +29,12 @@ from typing import Any
 import numpy as np
 
 from sparsecv.kernels.contract import check_candidates, check_kernel, check_reach, check_shifts, half_width
+from sparsecv.kernels.reference_sparse_tv import penalties as penalties
+from sparsecv.kernels.reference_sparse_tv import penalty_weights as penalty_weights
+from sparsecv.kernels.reference_sparse_tv import relax_step as relax_step
+from sparsecv.kernels.reference_sparse_tv import smoothed_variation_gradient as smoothed_variation_gradient
+from sparsecv.kernels.reference_sparse_tv import sparse_prox as sparse_prox
+from sparsecv.kernels.reference_sparse_tv import split_step as split_step
 
 Array = Any  # numpy.ndarray; the shapes and types stand in each docstring
 xp = np

@@ -8,14 +8,16 @@ kernel that reads one element too many, which the sanitizer must report by endin
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (1, 2)]
 
 from cuda_host import fake_cupy, host, problem  # noqa: E402
-from sparsecv.kernels import cuda, reference  # noqa: E402
+from sparsecv.kernels import cuda, cuda_launch, reference  # noqa: E402
 
 OVERRUN = """
 KERNEL void copy(const float *from, float *to, int count) {
@@ -25,17 +27,27 @@ KERNEL void copy(const float *from, float *to, int count) {
 """
 
 
+def _compare(run: Callable[..., dict[str, Any]], arguments: dict[str, np.ndarray], **options: bool) -> None:
+    """All results of the CUDA sources with the definition's."""
+    expected = run(reference, arguments, **options)
+    with fake_cupy.installed(sanitize=True) as cupy:
+        found = run(cuda, {name: cupy.asarray(array) for name, array in arguments.items()}, **options)
+        for name, value in expected.items():
+            error = np.linalg.norm(_on_host(found[name]) - value)
+            if not error <= 1e-5 * np.linalg.norm(value):
+                raise SystemExit(f"{name} differs by {error:.1e}")
+    cuda_launch.compiled.cache_clear()
+
+
+def _on_host(result: Any) -> Any:
+    return result if isinstance(result, float) else result.get()
+
+
 def _kernels() -> None:
     for sizes in ({"largest": 7, "candidates": 4}, {"largest": 5, "shifts": 19, "images": 1, "candidates": 3}):
-        arguments = problem.make_problem(**sizes)
-        expected = problem.run_all(reference, arguments)
-        with fake_cupy.installed(sanitize=True) as cupy:
-            found = problem.run_all(cuda, {name: cupy.asarray(array) for name, array in arguments.items()})
-            for name, value in expected.items():
-                error = np.linalg.norm(found[name].get() - value) / np.linalg.norm(value)
-                if not error < 1e-5:
-                    raise SystemExit(f"{name} differs by {error:.1e}")
-        cuda._module.cache_clear()
+        _compare(problem.run_all, problem.make_problem(**sizes))
+    for side in (1, 5, 17):  # 17: one plane more than a block takes
+        _compare(problem.run_sparse_tv, problem.make_sparse_tv_problem(side), positive=side == 5)
 
 
 def _overrun() -> None:

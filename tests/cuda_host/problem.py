@@ -70,6 +70,38 @@ def make_problem(
     }
 
 
+def make_sparse_tv_problem(side: int, seed: int = 1) -> dict[str, Any]:
+    """Named arguments of the kernels of the sparse + TV prior, with forbidden voxels, flat regions and zero vectors."""
+    rng = np.random.default_rng(seed)
+    volumes = {name: rng.standard_normal((side, side, side)).astype(np.float32) for name in ("b", "w1", "x", "map")}
+    volumes |= {name: rng.exponential(1, (side, side, side)).astype(np.float32) for name in ("a", "c")}
+    volumes["w2"] = rng.standard_normal((3, side, side, side)).astype(np.float32)
+    for name in ("w1", "w2", "c"):
+        volumes[name][rng.random(volumes[name].shape) < 0.1] = 0  # some components of vectors, some thresholds
+    volumes["w2"][:, rng.random((side, side, side)) < 0.1] = 0  # and some vectors
+    volumes["map"][: side // 2] = 0
+    forbidden = rng.random((side, side, side)) < 0.2
+    volumes["a"][forbidden] = 1e20
+    volumes["map"][forbidden] = 0  # x itself does not know what is forbidden
+    return volumes
+
+
+def run_sparse_tv(ops: Any, p: dict[str, Any], *, positive: bool) -> dict[str, Any]:
+    """Results of every operation of the sparse + TV prior by name, as `run_all`; p stays as it is."""
+    rho1, rho2, results = 1.7, 2.3, {}
+    for reflect in (1, 2):
+        right_side = ops.split_step(p["b"], p["w1"], p["w2"], p["a"], p["c"], rho1, rho2, reflect, positive)
+        results[f"split_step {reflect}"] = right_side
+    w1, w2 = p["w1"].copy(), p["w2"].copy()
+    results["distance"], results["power"] = ops.relax_step(p["x"], w1, w2, p["a"], p["c"], rho1, rho2, 1.7, positive)
+    results["w1"], results["w2"] = w1, w2
+    results["sparse_prox"] = ops.sparse_prox(p["w1"], p["a"], rho1, positive)
+    results["l1 norm"], results["TV norm"] = ops.penalties(p["map"], p["a"], p["c"])
+    results["l1 weights"], results["TV weights"] = ops.penalty_weights(p["map"], 0.3, 0.1)
+    results["smoothed_variation_gradient"] = ops.smoothed_variation_gradient(p["map"], p["c"], 0.8)
+    return results
+
+
 def run_all(ops: Any, p: dict[str, Any]) -> dict[str, Any]:
     """Results of every operation of a back end, by name; arrays of p must already be where the back end wants them."""
     disc_arguments = (p["kx"], p["ky"], PADDING)
