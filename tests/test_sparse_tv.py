@@ -424,8 +424,8 @@ def test_options_that_do_not_go_together_are_refused(tmp_path: Path, wrong: dict
 # ----------------------------------------------------------------------------------------------------- in a refinement
 def one_iteration(folder: Path, **options: Any) -> Any:
     settings = RefineSettings(particles=folder / "particles.star", reference=folder / "reference.mrc", output=folder,
-                              local=True, initial_lowpass=20, threads=1, device="cpu", regulariser="sparse-tv",
-                              **options)
+                              local=True, threads=1, device="cpu", regulariser="sparse-tv",
+                              **{"initial_lowpass": 0, **options})
     refinement = prepare(settings, cpu, lambda text: None, Progress(io.StringIO()))
     iteration = refinement.iterate()
     return refinement, iteration
@@ -447,6 +447,15 @@ def test_the_halves_choose_for_themselves(tmp_path: Path, truth: np.ndarray) -> 
         maps.append([half.reference.copy() for half in refinement.state.halves])
     np.testing.assert_array_equal(maps[0][0], maps[1][0])
     assert not np.array_equal(maps[0][1], maps[1][1])
+
+
+def test_the_prior_waits_until_the_halves_show_more_than_they_share(tmp_path: Path, truth: np.ndarray) -> None:
+    write_particles(tmp_path, 60, BOX, density=truth, noise=2.0)
+    write_map(tmp_path / "reference.mrc", truth, PIXEL_SIZE)
+    for low_pass, prior in ((12.0, "wiener"), (60.0, "sparse-tv")):  # the circle spreads 12 A beyond Nyquist
+        refinement, _ = one_iteration(tmp_path, initial_lowpass=low_pass, join_below=low_pass)
+        assert refinement.state.history[-1]["prior"] == prior
+        assert all(half.reference.any() for half in refinement.state.halves)
 
 
 def test_an_iteration_tells_what_was_chosen(tmp_path: Path, truth: np.ndarray) -> None:

@@ -15,7 +15,7 @@ from sparsecv.engine.refine.expectation import GridBank
 from sparsecv.engine.refine.half import HalfResult, Particles, Search, expectation_maximisation
 from sparsecv.engine.refine.joining import frame_shift, joined_map, share_low_resolution
 from sparsecv.engine.refine.noise import grey_scale, update_noise, update_norm, update_scale
-from sparsecv.engine.refine.regularisers import Evidence, Regularised, Regulariser
+from sparsecv.engine.refine.regularisers import Evidence, Regularised, Regulariser, Wiener
 from sparsecv.engine.refine.schedule import (
     MOST_SLICES,
     Draws,
@@ -135,12 +135,13 @@ class Refinement:
         gain = np.sum([quarter.mean_weight(self.ops) for result in results for quarter in result.quarters], axis=0)
         band = state.band
         if regularised:
-            supported = self.regulariser.alignment_band(self.ops, *regularised)
+            supported = self._prior(curve).alignment_band(self.ops, *regularised)
             band = next_band(geometry, curve, accumulated, supported)
         spent = round(time.process_time() - started, 3)
         self._update(results, curve, band, is_last)
         if regularised:
-            state.history[-1] |= {"regulariser": [found.shown for found in regularised], "regulariser_cpu_s": spent}
+            state.history[-1] |= {"prior": self._prior(curve).name, "regulariser_cpu_s": spent,
+                                  "regulariser": [found.shown for found in regularised]}
         return Iteration((maps[0], maps[1]), joined, curve, regularised, gain)
 
     # ------------------------------------------------------------------------------------------------- the steps
@@ -152,7 +153,7 @@ class Refinement:
         state, half, ops = self.state, self.state.halves[number], self.ops
         draws = Draws.of(self.seed, state.iteration + 1, len(self.halves))
         plan = search_plan(self.particles.geometry, state.band, half, self.particles.matrices, draws, state.stage,
-                           self.regulariser.confidence)
+                           self._prior(state.fsc).confidence)
         volume = map_to_volume(ops, ops.xp.asarray(half.reference), accumulated)
         bank = None if state.is_local else GridBank(ops, volume, plan, self.particles.disc, PADDING)
         if state.iteration == 0 and bank is not None:
@@ -184,6 +185,16 @@ class Refinement:
             result.quarters = (first, second)
             half.reference = self.ops.to_host(move_map(self.ops, self.ops.xp.asarray(half.reference), -shift))
 
+    def _prior(self, curve: np.ndarray) -> Regulariser:
+        """The regulariser, once the halves show more than they share, and the Wiener filter until then.
+
+        A prior that sharpens what both halves start from gives them the same edges beyond the start's resolution; noise
+        would be aligned to these in both, and the FSC would call it signal.
+        """
+        found = resolution(curve, 0.143, self.particles.geometry.box, self.particles.geometry.pixel_size)
+        is_independent = self.common is None or self.common.is_exceeded_by(found)
+        return self.regulariser if is_independent else Wiener()
+
     def _regularise(self, results: list[HalfResult], curve: np.ndarray) -> tuple[Regularised, Regularised]:
         """The next references, each from its own half but for the low resolution that both share."""
         geometry = self.particles.geometry
@@ -192,12 +203,12 @@ class Refinement:
             current = resolution(curve, 0.5, geometry.box, geometry.pixel_size).angstrom
             last = geometry.shell_of(max(self.join_below, current))
             pairs = [share_low_resolution(self.ops, first, second, last) for first, second in pairs]
-        regularised = []
+        regularised, prior = [], self._prior(curve)
         for half, quarters in zip(self.state.halves, zip(*pairs, strict=True), strict=True):
             evidence = Evidence((quarters[0], quarters[1]), self.ops.xp.asarray(half.reference), curve, self.support,
                                 geometry.box, geometry.pixel_size, self.state.iteration + 1, self.state.band,
                                 half.memory)
-            found = self.regulariser.regularise(self.ops, evidence)
+            found = prior.regularise(self.ops, evidence)
             half.reference = self.ops.to_host(found.reference).astype(np.float32)
             half.memory = found.memory
             regularised.append(found)

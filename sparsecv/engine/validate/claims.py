@@ -37,6 +37,10 @@ class Common:
         """Resolution in A beyond which correlation of the halves cannot come from what they shared."""
         return 1 / (1 / self.resolution + LEAK / self.diameter)
 
+    def is_exceeded_by(self, found: Resolution) -> bool:
+        """Whether a resolution is finer than what noise could have reached."""
+        return found.angstrom < self.reach
+
     def explains(self, found: Resolution) -> bool:
         """Whether noise could have reached a resolution that is finer than the common one."""
         return self.reach <= found.angstrom < self.resolution
