@@ -25,7 +25,7 @@ from sparsecv.engine.refine.schedule import (
     update_search,
 )
 from sparsecv.engine.refine.state import RefinementState
-from sparsecv.engine.refine.volumes import PADDING, map_to_volume, move_map
+from sparsecv.engine.refine.volumes import PADDING, Accumulator, map_to_volume, move_map
 from sparsecv.engine.validate.claims import Common
 from sparsecv.engine.validate.fsc import fsc, resolution
 
@@ -46,6 +46,8 @@ class Iteration:
         What the regulariser returned for each half; empty for the last iteration.
     noise_gain
         Mean weight per shell of all particles: 1 over the noise power of the average map.
+    quarters
+        Accumulators of the quarters of each half; of the last iteration, and where they are to be kept, only.
     """
 
     half_maps: tuple[np.ndarray, np.ndarray]
@@ -53,6 +55,7 @@ class Iteration:
     fsc: np.ndarray
     regularised: tuple[Regularised, ...]
     noise_gain: np.ndarray
+    quarters: tuple[tuple[Accumulator, Accumulator], ...] = ()
 
 
 @dataclass
@@ -87,6 +90,8 @@ class Refinement:
         What the halves share, beyond which alone their FSC shows a resolution; None if that is not known.
     grey_scales
         Factor that brought the starting reference to the grey scale of the images, for each half.
+    keeps_accumulators
+        Whether the last iteration hands on its accumulators, each as large as a padded map.
     """
 
     ops: Any
@@ -103,6 +108,7 @@ class Refinement:
     on_batch: Callable[[int, int], None] = lambda done, total: None
     common: Common | None = None
     grey_scales: list[float] = field(default_factory=list)
+    keeps_accumulators: bool = False
 
     @property
     def is_ready_to_finish(self) -> bool:
@@ -138,7 +144,8 @@ class Refinement:
         self._update(results, curve, band, is_last)
         if regularised:
             state.history[-1]["regulariser"] = [found.shown for found in regularised]
-        return Iteration((maps[0], maps[1]), joined, curve, regularised, gain)
+        quarters = tuple(result.quarters for result in results) if is_last and self.keeps_accumulators else ()
+        return Iteration((maps[0], maps[1]), joined, curve, regularised, gain, quarters)
 
     # ------------------------------------------------------------------------------------------------- the steps
     def _members(self, number: int) -> np.ndarray:

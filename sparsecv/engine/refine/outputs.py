@@ -20,6 +20,7 @@ from sparsecv.engine.refine.loop import Iteration, Refinement
 from sparsecv.engine.refine.noise import signal_to_noise
 from sparsecv.engine.report.plots import plot_angles, plot_fsc, plot_slices
 
+PREFIX = "run"
 HALF_MAP = "run_half{}_class001_unfil.mrc"
 MAP = "run_class001.mrc"
 REJECTED = "rejected.star"
@@ -27,6 +28,7 @@ WRITTEN = (  # patterns of all that a refinement writes, but for its settings
     "run_it[0-9]*_*.png", "run_it[0-9]*_checkpoint.npz", HALF_MAP.format("[12]"), MAP, "run_data.star",
     "run_model.star", REJECTED, "postprocess.mrc", "postprocess_masked.mrc", "postprocess_mask.mrc",
     "postprocess.star", "postprocess_fsc.xml", "status.json",
+    "run_half[12]_quarter[12]_accumulator.npz",
 )  # fmt: skip
 
 

@@ -91,6 +91,7 @@ def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progre
         frame_is_free=settings.mask is None and not settings.local,
         common=_common(settings, geometry),
         grey_scales=grey_scales,
+        keeps_accumulators=settings.keep_accumulators,
     )
 
 

@@ -149,6 +149,7 @@ class RefineSettings(RegulariserSettings):
     kernel: str | None = option(None, "backprojection kernel (default: trilinear; gaussian with a preset)",
                                 choices=KERNELS, expert=True)
     batch_memory: float = option(256.0, "memory for one batch of images, MB", expert=True)
+    keep_accumulators: bool = option(False, "keep the sums of the last iteration, for regularise and scan", expert=True)
     most_rejected: float = option(
         1.0, "stop when more than this percentage of particles is set aside; one always may be, unless 0", expert=True
     )
@@ -180,6 +181,7 @@ class ReconstructSettings:
     threads: int = option(0, "threads; 0 takes all cores")
     device: str = option("auto", "where to compute", choices=OFFERED_DEVICES)
     batch_memory: float = option(64.0, "memory for one batch of images, MB", expert=True)
+    keep_accumulators: bool = option(False, "keep the sums of each quarter, for regularise and scan", expert=True)
 
     def __post_init__(self) -> None:
         _check(self)
