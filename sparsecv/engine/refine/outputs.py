@@ -32,16 +32,18 @@ WRITTEN = (  # patterns of all that a refinement writes, but for its settings
 )  # fmt: skip
 
 
-def remove_results(folder: Path, keep: Iterable[Path | None]) -> None:
-    """Remove what an earlier refinement has left in a folder, so that files of two runs never stand side by side.
+def remove_results(folder: Path, keep: Iterable[Path | None], patterns: Iterable[str] = WRITTEN) -> None:
+    """Remove what an earlier run has left in a folder, so that files of two runs never stand side by side.
 
     Parameters
     ----------
     keep
         Inputs of the new run, which may be results of the old one.
+    patterns
+        Of the files that such a run writes.
     """
     inputs = {path.resolve() for path in keep if path is not None}
-    for pattern in WRITTEN:
+    for pattern in patterns:
         for path in folder.glob(pattern):
             if path.resolve() not in inputs:
                 path.unlink()
@@ -207,13 +209,13 @@ class Status:
             **more,
             "history": list(history),
         }
-        atomic_text(self.path, json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
+        atomic_text(self.path, json.dumps(plain_numbers(content), indent=1, allow_nan=False) + "\n")
 
 
-def _plain(value: Any) -> Any:
+def plain_numbers(value: Any) -> Any:
     """Numbers that JSON cannot hold become null."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain_numbers(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain_numbers(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
