@@ -29,6 +29,7 @@ from sparsecv.engine.errors import InputError
 COMMANDS = {
     "refine": ("sparsecv.engine.commands.refine", "gold-standard 3D refinement of particles against a starting map"),
     "reconstruct": ("sparsecv.engine.commands.reconstruct", "a map from particles with known poses"),
+    "regularise": ("sparsecv.engine.commands.regularise", "a prior on half maps or on kept sums, without refining"),
     "postprocess": ("sparsecv.engine.commands.postprocess", "masked FSC, sharpening and filtering of two half maps"),
     "fsc": ("sparsecv.engine.commands.fsc", "the Fourier shell correlation of two maps"),
     "simulate": ("sparsecv.engine.commands.simulate", "particles with known truth"),

@@ -38,9 +38,12 @@ TOML_NAMES = {int: "a whole number", float: "a number", str: "a string", bool: "
 T = TypeVar("T")
 
 
-def option(default: Any, text: str, *, choices: tuple[str, ...] = (), expert: bool = False) -> Any:
+def option(
+    default: Any, text: str, *, choices: tuple[str, ...] = (), expert: bool = False, positional: bool = False
+) -> Any:
     """A dataclass field with what the command line says about it; ``%`` is doubled in the text, as for argparse."""
-    return field(default=default, metadata={"help": text, "choices": choices, "expert": expert})
+    return field(default=default,
+                 metadata={"help": text, "choices": choices, "expert": expert, "positional": positional})
 
 
 def required(text: str, *, positional: bool = False) -> Any:

@@ -26,7 +26,7 @@ from sparsecv.engine.refine.schedule import (
     update_search,
 )
 from sparsecv.engine.refine.state import RefinementState
-from sparsecv.engine.refine.volumes import PADDING, map_to_volume, move_map
+from sparsecv.engine.refine.volumes import PADDING, Accumulator, map_to_volume, move_map
 from sparsecv.engine.validate.claims import Common
 from sparsecv.engine.validate.fsc import fsc, resolution
 
@@ -39,21 +39,27 @@ class Iteration:
     ----------
     half_maps
         Unregularised maps of the two halves, float32 on the host.
-    joined
-        Regularised map of all particles; of the last iteration only.
     fsc
         Between the half maps inside the sphere.
-    regularised
-        What the regulariser returned for each half; empty for the last iteration.
     noise_gain
         Mean weight per shell of all particles: 1 over the noise power of the average map.
+    regularised
+        What the regulariser returned for each half; empty for the last iteration.
+    joined
+        Wiener-filtered map of all particles, float32 on the host; of the last iteration only.
+    joined_regularised
+        The same by another regulariser, where that is not the Wiener filter.
+    quarters
+        Accumulators of the quarters of each half; of the last iteration, and where they are to be kept, only.
     """
 
     half_maps: tuple[np.ndarray, np.ndarray]
-    joined: np.ndarray | None
     fsc: np.ndarray
-    regularised: tuple[Regularised, ...]
     noise_gain: np.ndarray
+    regularised: tuple[Regularised, ...] = ()
+    joined: np.ndarray | None = None
+    joined_regularised: np.ndarray | None = None
+    quarters: tuple[tuple[Accumulator, Accumulator], ...] = ()
 
 
 @dataclass
@@ -88,6 +94,8 @@ class Refinement:
         What the halves share, beyond which alone their FSC shows a resolution; None if that is not known.
     grey_scales
         Factor that brought the starting reference to the grey scale of the images, for each half.
+    keeps_accumulators
+        Whether the last iteration hands on its accumulators, each as large as a padded map.
     """
 
     ops: Any
@@ -104,6 +112,7 @@ class Refinement:
     on_batch: Callable[[int, int], None] = lambda done, total: None
     common: Common | None = None
     grey_scales: list[float] = field(default_factory=list)
+    keeps_accumulators: bool = False
 
     @property
     def is_ready_to_finish(self) -> bool:
@@ -120,29 +129,15 @@ class Refinement:
         results = [self._expectation_maximisation(number, accumulated) for number in (0, 1)]
         if self.frame_is_free and not state.is_local:
             self._centre_frame(results)
-        # Sums of quarters are made where they are used: each is as large as all of a quarter.
-        maps = tuple(self.ops.to_host(fade_corners(result.total.solve(self.ops), self.ops.xp)) for result in results)
-        curve = fsc(maps[0] * self.sphere, maps[1] * self.sphere)
-        curve[accumulated + 1 :] = 0
-        joined: np.ndarray | None = None
-        regularised: tuple[Regularised, Regularised] | tuple[()] = ()
+        iteration = self._half_maps(results, accumulated)
         if is_last:
-            tau_factor = getattr(self.regulariser, "tau_factor", 1.0)  # of the Wiener prior alone
-            joined = joined_map(self.ops, results[0].total + results[1].total, curve, self.support, tau_factor)
-        started = time.process_time()
-        if not is_last:
-            regularised = self._regularise(results, curve)
-        gain = np.sum([quarter.mean_weight(self.ops) for result in results for quarter in result.quarters], axis=0)
-        band = state.band
-        if regularised:
-            supported = self._prior(curve).alignment_band(self.ops, *regularised)
-            band = next_band(geometry, curve, accumulated, supported)
-        spent = round(time.process_time() - started, 3)
-        self._update(results, curve, band, is_last)
-        if regularised:
-            state.history[-1] |= {"prior": self._prior(curve).name, "regulariser_cpu_s": spent,
-                                  "regulariser": [found.shown for found in regularised]}
-        return Iteration((maps[0], maps[1]), joined, curve, regularised, gain)
+            self._join(results, iteration)
+            band, told = state.band, dict[str, Any]()
+        else:
+            band, told = self._next_references(results, iteration, accumulated)
+        self._update(results, iteration.fsc, band, is_last)
+        state.history[-1] |= told
+        return iteration
 
     # ------------------------------------------------------------------------------------------------- the steps
     def _members(self, number: int) -> np.ndarray:
@@ -185,6 +180,44 @@ class Refinement:
             result.quarters = (first, second)
             half.reference = self.ops.to_host(move_map(self.ops, self.ops.xp.asarray(half.reference), -shift))
 
+    def _half_maps(self, results: list[HalfResult], accumulated: int) -> Iteration:
+        """The unregularised halves and their FSC."""
+        # Sums of quarters are made where they are used: each is as large as all of a quarter.
+        first, second = (
+            self.ops.to_host(fade_corners(result.total.solve(self.ops), self.ops.xp)) for result in results
+        )
+        curve = fsc(first * self.sphere, second * self.sphere)
+        curve[accumulated + 1 :] = 0
+        gain = np.sum([quarter.mean_weight(self.ops) for result in results for quarter in result.quarters], axis=0)
+        return Iteration((first, second), curve, gain)
+
+    def _join(self, results: list[HalfResult], iteration: Iteration) -> None:
+        """The maps of all particles: Wiener-filtered, and, to look at, by the regulariser of the references."""
+        first, second = (result.total for result in results)
+        tau_factor = getattr(self.regulariser, "tau_factor", 1.0)  # of the Wiener prior alone
+        iteration.joined = joined_map(self.ops, first + second, iteration.fsc, self.support, tau_factor)
+        prior = self._prior(iteration.fsc)
+        if prior.name != Wiener.name:
+            memories = [half.memory for half in self.state.halves]
+            memory = {name: float(np.sqrt(value * memories[1][name])) for name, value in memories[0].items()}
+            reference = self.ops.xp.asarray((self.state.halves[0].reference + self.state.halves[1].reference) / 2)
+            evidence = self._evidence((first, second), reference, iteration.fsc, memory, number=1)
+            iteration.joined_regularised = self.ops.to_host(prior.regularise(self.ops, evidence).reference)
+        if self.keeps_accumulators:
+            iteration.quarters = tuple(result.quarters for result in results)
+
+    def _next_references(
+        self, results: list[HalfResult], iteration: Iteration, accumulated: int
+    ) -> tuple[int, dict[str, Any]]:
+        """Regularise both halves; the next band, and what the history is told."""
+        started, prior = time.process_time(), self._prior(iteration.fsc)
+        first, second = self._regularise(results, iteration.fsc, prior)
+        supported = prior.alignment_band(self.ops, first, second)
+        iteration.regularised = first, second
+        band = next_band(self.particles.geometry, iteration.fsc, accumulated, supported)
+        spent = round(time.process_time() - started, 3)
+        return band, {"prior": prior.name, "regulariser_cpu_s": spent, "regulariser": [first.shown, second.shown]}
+
     def _prior(self, curve: np.ndarray) -> Regulariser:
         """The regulariser, once the halves show more than they share, and the Wiener filter until then.
 
@@ -195,7 +228,9 @@ class Refinement:
         is_independent = self.common is None or self.common.is_exceeded_by(found)
         return self.regulariser if is_independent else Wiener()
 
-    def _regularise(self, results: list[HalfResult], curve: np.ndarray) -> tuple[Regularised, Regularised]:
+    def _regularise(
+        self, results: list[HalfResult], curve: np.ndarray, prior: Regulariser
+    ) -> tuple[Regularised, Regularised]:
         """The next references, each from its own half but for the low resolution that both share."""
         geometry = self.particles.geometry
         pairs = list(zip(results[0].quarters, results[1].quarters, strict=True))
@@ -203,16 +238,23 @@ class Refinement:
             current = resolution(curve, 0.5, geometry.box, geometry.pixel_size).angstrom
             last = geometry.shell_of(max(self.join_below, current))
             pairs = [share_low_resolution(self.ops, first, second, last) for first, second in pairs]
-        regularised, prior = [], self._prior(curve)
-        for half, quarters in zip(self.state.halves, zip(*pairs, strict=True), strict=True):
-            evidence = Evidence((quarters[0], quarters[1]), self.ops.xp.asarray(half.reference), curve, self.support,
-                                geometry.box, geometry.pixel_size, self.state.iteration + 1, self.state.band,
-                                half.memory)
+        regularised = []
+        for half, (first, second) in zip(self.state.halves, zip(*pairs, strict=True), strict=True):
+            previous = self.ops.xp.asarray(half.reference)
+            evidence = self._evidence((first, second), previous, curve, half.memory, self.state.iteration + 1)
             found = prior.regularise(self.ops, evidence)
             half.reference = self.ops.to_host(found.reference).astype(np.float32)
             half.memory = found.memory
             regularised.append(found)
         return regularised[0], regularised[1]
+
+    def _evidence(
+        self, quarters: tuple[Accumulator, Accumulator], previous: Any, curve: np.ndarray, memory: dict[str, float],
+        number: int,
+    ) -> Evidence:  # fmt: skip
+        geometry = self.particles.geometry
+        return Evidence(quarters, previous, curve, self.support, geometry.box, geometry.pixel_size, number,
+                        self.state.band, memory)
 
     def _update(self, results: list[HalfResult], curve: np.ndarray, band: int, is_last: bool) -> None:
         """History, noise, scales, and what the next search compares and how widely."""

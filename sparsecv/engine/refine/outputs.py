@@ -20,26 +20,32 @@ from sparsecv.engine.refine.loop import Iteration, Refinement
 from sparsecv.engine.refine.noise import signal_to_noise
 from sparsecv.engine.report.plots import plot_angles, plot_fsc, plot_slices
 
+PREFIX = "run"
 HALF_MAP = "run_half{}_class001_unfil.mrc"
 MAP = "run_class001.mrc"
+REGULARISED_MAP = "run_class001_regularised.mrc"
 REJECTED = "rejected.star"
 WRITTEN = (  # patterns of all that a refinement writes, but for its settings
-    "run_it[0-9]*_*.png", "run_it[0-9]*_checkpoint.npz", HALF_MAP.format("[12]"), MAP, "run_data.star",
+    "run_it[0-9]*_*.png", "run_it[0-9]*_checkpoint.npz", HALF_MAP.format("[12]"), MAP, REGULARISED_MAP,
+    "run_data.star",
     "run_model.star", REJECTED, "postprocess.mrc", "postprocess_masked.mrc", "postprocess_mask.mrc",
     "postprocess.star", "postprocess_fsc.xml", "status.json",
+    "run_half[12]_quarter[12]_accumulator.npz",
 )  # fmt: skip
 
 
-def remove_results(folder: Path, keep: Iterable[Path | None]) -> None:
-    """Remove what an earlier refinement has left in a folder, so that files of two runs never stand side by side.
+def remove_results(folder: Path, keep: Iterable[Path | None], patterns: Iterable[str] = WRITTEN) -> None:
+    """Remove what an earlier run has left in a folder, so that files of two runs never stand side by side.
 
     Parameters
     ----------
     keep
         Inputs of the new run, which may be results of the old one.
+    patterns
+        Of the files that such a run writes.
     """
     inputs = {path.resolve() for path in keep if path is not None}
-    for pattern in WRITTEN:
+    for pattern in patterns:
         for path in folder.glob(pattern):
             if path.resolve() not in inputs:
                 path.unlink()
@@ -177,11 +183,14 @@ def mean_of_halves(values: Sequence[np.ndarray], counts: np.ndarray) -> np.ndarr
 
 
 def write_maps(folder: Path, iteration: Iteration, pixel_size: float, regulariser: str) -> None:
-    """The unregularised half maps and the joined map."""
+    """The unregularised half maps and the joined maps."""
     for number, half_map in enumerate(iteration.half_maps):
         write_map(folder / HALF_MAP.format(number + 1), half_map, pixel_size, label="sparsecv unregularised half map")
     if iteration.joined is not None:
-        write_map(folder / MAP, iteration.joined, pixel_size, label=f"sparsecv map, regulariser {regulariser}")
+        write_map(folder / MAP, iteration.joined, pixel_size, label="sparsecv map, Wiener-filtered")
+    if iteration.joined_regularised is not None:
+        label = f"sparsecv map, regulariser {regulariser}: to look at, not for an FSC"
+        write_map(folder / REGULARISED_MAP, iteration.joined_regularised, pixel_size, label=label)
 
 
 class Status:
@@ -205,13 +214,13 @@ class Status:
             **more,
             "history": list(history),
         }
-        atomic_text(self.path, json.dumps(_plain(content), indent=1, allow_nan=False) + "\n")
+        atomic_text(self.path, json.dumps(plain_numbers(content), indent=1, allow_nan=False) + "\n")
 
 
-def _plain(value: Any) -> Any:
+def plain_numbers(value: Any) -> Any:
     """Numbers that JSON cannot hold become null."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain_numbers(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain_numbers(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

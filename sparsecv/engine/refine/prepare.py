@@ -58,11 +58,12 @@ def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progre
     if settings.initial_lowpass <= 0:
         warn("the starting map is not low-pass filtered: both halves share all that it shows")
     table = table.with_halves(settings.seed)
-    geometry = Geometry(table.box, table.pixel_size, _diameter(settings, table))
+    diameter = particle_diameter(settings.particle_diameter, table.box * table.pixel_size)
+    geometry = Geometry(table.box, table.pixel_size, diameter)
     matrices = symmetry_matrices(settings.symmetry)
     reference = _read_reference(settings, table, warn)
     round_mask = sphere(table.box, geometry.diameter / 2 / table.pixel_size)
-    support = _read_support(settings, table, round_mask, warn)
+    support = read_support(settings.mask, table.box, table.pixel_size, round_mask, warn)
     if settings.initial_lowpass > 0:
         reference = low_pass(reference, table.pixel_size, settings.initial_lowpass)
     particles = Particles.of(kernels, table, geometry, matrices, settings.batch_memory,
@@ -91,6 +92,7 @@ def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progre
         frame_is_free=settings.mask is None and not settings.local,
         common=_common(settings, geometry),
         grey_scales=grey_scales,
+        keeps_accumulators=settings.keep_accumulators,
     )
 
 
@@ -114,15 +116,14 @@ def _common(settings: RefineSettings, geometry: Geometry) -> Common | None:
     return Common(finest, geometry.diameter)
 
 
-def _diameter(settings: RefineSettings, table: ParticleTable) -> float:
-    """Diameter of the particle, A."""
-    length = table.box * table.pixel_size
-    if settings.particle_diameter is None:
+def particle_diameter(given: float | None, length: float) -> float:
+    """Diameter of the particle, A: the one given, or 90 % of the box, whose side is ``length`` A."""
+    if given is None:
         return DIAMETER_OF_BOX * length
-    if settings.particle_diameter > length:
+    if given > length:
         raise InputError("the particle is larger than its image", item="particle_diameter",
-                         value=settings.particle_diameter, rule=f"at most the box, {length:g} A")
-    return settings.particle_diameter
+                         value=given, rule=f"at most the box, {length:g} A")
+    return given
 
 
 def _read_reference(settings: RefineSettings, table: ParticleTable, warn: Warn) -> np.ndarray:
@@ -152,14 +153,13 @@ def _is_alike(first: float, second: float) -> bool:
     return abs(first / second - 1) < 0.01
 
 
-def _read_support(settings: RefineSettings, table: ParticleTable, round_mask: np.ndarray, warn: Warn) -> np.ndarray:
+def read_support(path: Path | None, box: int, pixel_size: float, round_mask: np.ndarray, warn: Warn) -> np.ndarray:
     """The mask on references: the one given, checked, or the sphere."""
-    if settings.mask is None:
+    if path is None:
         return round_mask
-    mask = read_map(settings.mask)
+    mask = read_map(path)
     known = mask.pixel_size if abs(mask.pixel_size - 1) > UNSET_TOLERANCE else None
-    shape = (table.box,) * 3
-    for text in check_mask(mask.data, shape, table.pixel_size, mask_pixel_size=known, file=str(settings.mask)):
+    for text in check_mask(mask.data, (box,) * 3, pixel_size, mask_pixel_size=known, file=str(path)):
         warn(text)
     return np.clip(mask.data, 0, 1)
 

@@ -14,6 +14,7 @@ from sparsecv.engine.io.particles import ParticleTable
 from sparsecv.engine.physics.ctf import ctf
 from sparsecv.engine.physics.masks import fade_corners
 from sparsecv.engine.physics.symmetry import symmetry_matrices
+from sparsecv.engine.refine.accumulator_files import WHOLE, Origin, write_accumulators
 from sparsecv.engine.refine.half import Particles
 from sparsecv.engine.refine.schedule import Geometry
 from sparsecv.engine.refine.settings import ReconstructSettings
@@ -27,7 +28,7 @@ BYTES_PER_PIXEL = 24  # of an image: itself, its transform, its CTF, and copies 
 
 
 def reconstruct(settings: ReconstructSettings) -> list[Path]:
-    """Backproject particles at the poses of their STAR file; returns the maps written.
+    """Backproject particles at the poses of their STAR file; returns the files written.
 
     Unregularised and unmasked but for the box's corners: V = sum C X / sum C^2, corrected for the kernel.
     """
@@ -41,21 +42,37 @@ def reconstruct(settings: ReconstructSettings) -> list[Path]:
     particles = Particles.of(kernels, table, geometry, matrices, settings.batch_memory,
                              intact_first_peak=settings.intact_first_peak, kernel=settings.kernel)
     last = max(geometry.shell_of(settings.resolution), 2) if settings.resolution > 0 else geometry.nyquist_shell
-    with_ctf = not settings.no_ctf
-    sums = {
-        name: _backproject(kernels, particles, rotations, rows, last, with_ctf=with_ctf)
-        for name, rows in groups.items()
-    }
+    sums: dict[str, Accumulator] = {}
+    written: list[Path] = []
+    for name, rows in groups.items():
+        parts = _alternating(table, rows) if settings.keep_accumulators else [rows]
+        found = [_backproject(kernels, particles, rotations, part, last, with_ctf=not settings.no_ctf)
+                 .completed(kernels, matrices) for part in parts]
+        if settings.keep_accumulators:
+            half = int(name[-1]) if name else WHOLE
+            origin = Origin(table.pixel_size, settings.symmetry)
+            written += write_accumulators(kernels, settings.output.with_suffix(""), half, found, origin)
+        sums[name] = found[0] if len(found) == 1 else found[0] + found[1]
+        del found  # gigabytes, at the largest boxes
     if settings.halves:
         first, second = sums.values()
         sums[""] = first + second
-    written = []
     for name, total in sums.items():
-        path = settings.output.with_name(settings.output.stem + name + settings.output.suffix)
-        density = kernels.to_host(fade_corners(total.completed(kernels, matrices).solve(kernels), kernels.xp))
-        write_map(path, density, table.pixel_size, label="sparsecv reconstruct")
-        written.append(path)
+        density = kernels.to_host(fade_corners(total.solve(kernels), kernels.xp))
+        write_map(_named(settings, name), density, table.pixel_size, label="sparsecv reconstruct")
+        written.append(_named(settings, name))
     return written
+
+
+def _named(settings: ReconstructSettings, name: str) -> Path:
+    """The output with something added to its name."""
+    return settings.output.with_name(settings.output.stem + name + settings.output.suffix)
+
+
+def _alternating(table: ParticleTable, rows: np.ndarray) -> list[np.ndarray]:
+    """Two quarters of some rows, every other one in the order of the STAR file."""
+    ordered = rows[np.argsort(table.identifiers[rows], kind="stable")]
+    return [ordered[0::2], ordered[1::2]]
 
 
 def _groups(settings: ReconstructSettings, table: ParticleTable) -> dict[str, np.ndarray]:

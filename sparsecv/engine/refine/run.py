@@ -15,10 +15,12 @@ import numpy as np
 from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.particles import ParticleTable
 from sparsecv.engine.physics.masks import check_mask, solvent_mask, sphere
+from sparsecv.engine.refine.accumulator_files import Origin, write_accumulators
 from sparsecv.engine.refine.checkpoint import load_checkpoint, save_checkpoint
 from sparsecv.engine.refine.loop import Iteration, Refinement
 from sparsecv.engine.refine.outputs import (
     HALF_MAP,
+    PREFIX,
     REJECTED,
     Status,
     remove_results,
@@ -36,8 +38,11 @@ from sparsecv.engine.validate.fsc_files import write_postprocess
 from sparsecv.engine.validate.postprocess import PostprocessResult, postprocess
 from sparsecv.kernels import gpu_problem, ops
 
-# What may differ between a run and its continuation: where it computes and how long it may go on.
-FREE_TO_CHANGE = ("output", "threads", "device", "resume", "iterations", "batch_memory", "data_dir", "most_rejected")
+# What may differ between a run and its continuation: where it computes, how long it may go on, what it leaves behind.
+FREE_TO_CHANGE = (
+    "output", "threads", "device", "resume", "iterations", "batch_memory", "data_dir", "most_rejected",
+    "keep_accumulators",
+)  # fmt: skip
 
 
 @dataclass
@@ -215,11 +220,16 @@ def _finish(
 ) -> RefineResult:
     """Write the results of the last iteration."""
     folder, table = settings.output, refinement.particles.table
+    geometry = refinement.particles.geometry
+    origin = Origin(table.pixel_size, settings.symmetry, geometry.diameter)
+    for half, quarters in enumerate(iteration.quarters, start=1):
+        write_accumulators(refinement.ops, folder / PREFIX, half, quarters, origin)
+    iteration.quarters = ()  # gigabytes, at the largest boxes
     write_maps(folder, iteration, table.pixel_size, settings.regulariser)
     write_data_star(folder / "run_data.star", refinement)
     write_rejected(folder / REJECTED, table, refinement.state.rejected)
     write_model_star(folder / "run_model.star", refinement, iteration)
-    radius_px = refinement.particles.geometry.diameter / 2 / table.pixel_size
+    radius_px = geometry.diameter / 2 / table.pixel_size
     mtf = table.optics[0].mtf
     result = postprocess(*iteration.half_maps, table.pixel_size,
                          mask=_final_mask(refinement, settings, iteration, radius_px, threads, warn),

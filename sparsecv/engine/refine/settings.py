@@ -23,8 +23,9 @@ CHOICES = {
     "regulariser": REGULARISERS, "device": DEVICES, "kernel": KERNELS, "strength": STRENGTHS, "solver": SOLVERS,
     "preset": PRESET_NAMES,
 }  # fmt: skip
-PATHS = ("particles", "reference", "output", "mask", "data_dir")
+PATHS = ("particles", "reference", "output", "mask", "data_dir", "half1", "half2", "accumulators", "previous")
 RANGES: dict[str, tuple[float, float]] = {
+    "pixel_size": (0.01, 1000),
     "reference_pixel_size": (0.01, 1000),
     "initial_lowpass": (0, 1000),
     "particle_diameter": (1, 1e5),
@@ -49,12 +50,13 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 
 
-def _check(settings: RefineSettings | ReconstructSettings) -> None:
+def _check(settings: RefineSettings | ReconstructSettings | RegulariseSettings) -> None:
     """Bring the symmetry and the paths into one form; InputError for what is out of range or no choice."""
-    object.__setattr__(settings, "symmetry", parse_symmetry(settings.symmetry)[0])
     for name in (entry.name for entry in fields(settings)):
         value = getattr(settings, name)
-        if name in PATHS and value is not None:
+        if name == "symmetry":
+            object.__setattr__(settings, name, parse_symmetry(value)[0])
+        elif name in PATHS and value is not None:
             object.__setattr__(settings, name, Path(value))
         elif name in CHOICES and value is not None and value not in CHOICES[name]:
             raise InputError("unknown", item=name, value=value, rule=f"one of {', '.join(CHOICES[name])}")
@@ -109,8 +111,10 @@ class RegulariserSettings:
 
     def _refuse(self, names: Iterable[str], rule: str, remedy: str = "leave it away") -> None:
         for name in names:
-            if getattr(self, name):
-                raise InputError("has no meaning here", item=name, value=getattr(self, name), rule=rule, remedy=remedy)
+            value = getattr(self, name)
+            if value:
+                shown = str(value) if isinstance(value, Path) else value
+                raise InputError("has no meaning here", item=name, value=shown, rule=rule, remedy=remedy)
 
     @property
     def is_in_paper_units(self) -> bool:
@@ -149,6 +153,7 @@ class RefineSettings(RegulariserSettings):
     kernel: str | None = option(None, "backprojection kernel (default: trilinear; gaussian with a preset)",
                                 choices=KERNELS, expert=True)
     batch_memory: float = option(256.0, "memory for one batch of images, MB", expert=True)
+    keep_accumulators: bool = option(False, "keep the sums of the last iteration, for regularise and scan", expert=True)
     most_rejected: float = option(
         1.0, "stop when more than this percentage of particles is set aside; one always may be, unless 0", expert=True
     )
@@ -180,6 +185,38 @@ class ReconstructSettings:
     threads: int = option(0, "threads; 0 takes all cores")
     device: str = option("auto", "where to compute", choices=OFFERED_DEVICES)
     batch_memory: float = option(64.0, "memory for one batch of images, MB", expert=True)
+    keep_accumulators: bool = option(False, "keep the sums of each quarter, for regularise and scan", expert=True)
 
     def __post_init__(self) -> None:
         _check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegulariseSettings(RegulariserSettings):
+    """A regularisation without refinement, of half maps or of accumulators; checked when it is made."""
+
+    half1: Path | None = option(None, "unfiltered, unmasked half map of any program", positional=True)
+    half2: Path | None = option(None, "the other half map", positional=True)
+    output: Path = required("folder for the results")
+    accumulators: Path | None = option(None, "in place of half maps: folder of a run with --keep-accumulators, or one "
+                                       "of the files")
+    mask: Path | None = option(None, "mask on the result, values 0 to 1 (default: a sphere)")
+    particle_diameter: float | None = option(None, "diameter of the particle, A (default: that of the run, or 90 %% of "
+                                             "the box)")
+    previous: Path | None = option(None, "half maps, sparse-tv: map to which gamma pulls (default: an empty one)")
+    pixel_size: float | None = option(None, "half maps: A, instead of what the headers say")
+    threads: int = option(0, "threads; 0 takes all cores")
+    device: str = option("auto", "where to compute", choices=OFFERED_DEVICES)
+
+    def __post_init__(self) -> None:
+        _check(self)
+        self.check_regulariser()
+        if self.accumulators is None:
+            if self.half1 is None or self.half2 is None:
+                raise InputError("nothing to regularise", rule="HALF1 and HALF2, or --accumulators")
+            if self.regulariser != "sparse-tv":
+                self._refuse(("previous",), "of sparse-tv alone")
+        else:
+            self._refuse(("half1", "half2"), "accumulators or half maps, not both")
+            self._refuse(("pixel_size",), "accumulators know theirs")
+            self._refuse(("previous",), "a map that both halves are pulled to would make them correlate")

@@ -27,9 +27,10 @@ ROUND_RESOLUTIONS = (100, 50, 30, 20, 15, 12, 10, 8, 7, 6, 5, 4.5, 4, 3.5, 3, 2.
 DOTS_PER_INCH = 120
 
 
-def _save(figure: Figure, path: str | Path) -> None:
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure as PNG, atomically; the same figure gives the same bytes."""
     with atomic_write(path) as temporary:
-        # No creation date and version: the same figure has the same bytes.
+        # No creation date and version.
         figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
 
 
@@ -80,7 +81,7 @@ def plot_fsc(
     if curves:
         where = f"at {thresholds[0]:g}" if thresholds else None
         axes.legend(title=where, loc="upper right", fontsize=9, framealpha=0.95)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _resolution_axis(axes: Axes, nyquist: float) -> None:
@@ -95,34 +96,44 @@ def _resolution_axis(axes: Axes, nyquist: float) -> None:
     top.set_xlabel("resolution (Å)")
 
 
-def plot_slices(path: str | Path, volume: np.ndarray, pixel_size: float, *, title: str = "Central slices") -> None:
-    """Draw the three central slices of a map side by side, in one grey scale, with a scale bar.
+def plot_slices(
+    path: str | Path, volume: np.ndarray | Mapping[str, np.ndarray], pixel_size: float, *, title: str = "Central slices"
+) -> None:
+    """Draw the three central slices of a map side by side, with a scale bar; of several maps below one another.
 
     Parameters
     ----------
     path
         PNG file, written atomically.
     volume
-        Shape (box, box, box), (z, y, x). Drawn with the first index upwards.
+        Shape (box, box, box), (z, y, x), or such maps by label, in one grey scale. Drawn with the first index upwards.
     pixel_size
         A.
     """
-    middle = check_cubic(volume) // 2
-    side = volume.shape[0] * pixel_size
-    slices = {("x", "y"): volume[middle], ("x", "z"): volume[:, middle], ("y", "z"): volume[:, :, middle]}
-    low, high = (float(v) for v in np.percentile(np.stack(list(slices.values())), (0.5, 99.8)))
+    maps = volume if isinstance(volume, Mapping) else {"": volume}
+    rows = [(label, _central_slices(density)) for label, density in maps.items()]
+    values = np.concatenate([image.ravel() for _, slices in rows for image in slices.values()])
+    low, high = (float(v) for v in np.percentile(values, (0.5, 99.8)))
     if not high > low:
         high = low + 1.0
-    figure = Figure(figsize=(9.6, 3.4), layout="constrained")
-    panels = figure.subplots(1, 3)
-    for axes, ((across, up), image) in zip(panels, slices.items(), strict=True):
-        shown = axes.imshow(image, cmap="gray", vmin=low, vmax=high, origin="lower", extent=(0, side, 0, side))
-        axes.set(xlabel=f"{across} (Å)", ylabel=f"{up} (Å)")
-        axes.set_title(f"{up} against {across}", fontsize=10)
-        _scale_bar(axes, side)
+    figure = Figure(figsize=(9.6, 0.3 + 3.1 * len(rows)), layout="constrained")
+    panels = figure.subplots(len(rows), 3, squeeze=False)
+    for line, (label, slices) in zip(panels, rows, strict=True):
+        for axes, ((across, up), image) in zip(line, slices.items(), strict=True):
+            side = image.shape[0] * pixel_size
+            shown = axes.imshow(image, cmap="gray", vmin=low, vmax=high, origin="lower", extent=(0, side, 0, side))
+            axes.set(xlabel=f"{across} (Å)", ylabel=f"{up} (Å)")
+            axes.set_title(f"{label}, {up} against {across}" if label else f"{up} against {across}", fontsize=10)
+            _scale_bar(axes, side)
     figure.colorbar(shown, ax=panels, shrink=0.85, label="density", pad=0.01)
     figure.suptitle(title)
-    _save(figure, path)
+    save_figure(figure, path)
+
+
+def _central_slices(volume: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
+    """The three central slices of a map, by the names of their axes."""
+    middle = check_cubic(volume) // 2
+    return {("x", "y"): volume[middle], ("x", "z"): volume[:, middle], ("y", "z"): volume[:, :, middle]}
 
 
 def _scale_bar(axes: Axes, side: float) -> None:
@@ -220,4 +231,4 @@ def plot_angles(
     empty = float((density == 0).mean())
     number = f"{len(rotations):,} particle{'s' * (len(rotations) != 1)}"
     axes.set_title(f"{title}\n{number}, {100 * empty:.0f} % of the sphere empty", fontsize=11, pad=12)
-    _save(figure, path)
+    save_figure(figure, path)

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Figures of the strengths of the sparse + TV prior: their choice by held-out data, and scans of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+
+from sparsecv.engine.report.plots import COLOURS, STYLES, save_figure
+
+KAPPAS = {"variation": "$\\kappa$ of total variation", "sparse": "$\\kappa$ of sparsity"}
+UNIT = "units of the noise"
+
+Trials = Sequence[Mapping[str, float]]
+
+
+def plot_held_out(
+    path: str | Path, trials: Mapping[str, Trials], chosen: Mapping[str, Mapping[str, Any]], *, title: str
+) -> None:
+    """Draw held-out scores against either kappa, the other one held, with the choice marked.
+
+    Parameters
+    ----------
+    path
+        PNG file, written atomically.
+    trials
+        By label of the half: ``sparse``, ``variation`` and ``score`` of each trial, in the order made.
+    chosen
+        By the same labels, ``kappa_sparse`` and ``kappa_variation``.
+    """
+    figure = Figure(figsize=(9.6, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, (name, label) in zip(panels, KAPPAS.items(), strict=True):
+        other = "sparse" if name == "variation" else "variation"
+        shown = set()
+        for number, (half, made) in enumerate(trials.items()):
+            scores = {(trial[name], trial[other]): trial["score"] for trial in made}  # the newest of equal ones
+            choice = (chosen[half][f"kappa_{name}"], chosen[half][f"kappa_{other}"])
+            for style, (held, line) in enumerate(_lines(scores)):
+                axes.plot(*zip(*line, strict=True), color=COLOURS[number], linestyle=STYLES[style % len(STYLES)],
+                          marker="o", markersize=4, linewidth=1.5,
+                          label=f"{half}, {'TV' if other == 'variation' else 'sparsity'} {held:.3g}")
+                shown |= {kappa for kappa, _ in line}
+            if choice in scores:
+                axes.plot(choice[0], scores[choice], marker="o", markersize=11, fillstyle="none", linestyle="none",
+                          color=COLOURS[number], markeredgewidth=1.8, label=f"{half}, chosen: {choice[0]:.3g}")
+        _logarithmic(axes, shown)
+        axes.set_xlabel(f"{label} ({UNIT})")
+        axes.grid(color="0.92", linewidth=0.6)
+        if shown:
+            axes.legend(fontsize=8, framealpha=0.95)
+    panels[0].set_ylabel("held-out score (lower is better)")
+    figure.suptitle(title)
+    save_figure(figure, path)
+
+
+def _lines(scores: Mapping[tuple[float, float], float]) -> list[tuple[float, list[tuple[float, float]]]]:
+    """Lines (kappa, score) of trials that share the other kappa, with its value: the longest, and those of three."""
+    lines = {held: sorted((kappa, score) for (kappa, beside), score in scores.items() if beside == held)
+             for held in sorted({beside for _, beside in scores})}
+    longest = max((len(line) for line in lines.values()), default=0)
+    return [(held, line) for held, line in lines.items() if len(line) >= min(3, longest)]
+
+
+def _logarithmic(axes: Axes, values: set[float]) -> None:
+    """A logarithmic axis with a tick at each value that was tried."""
+    if not values or min(values) <= 0:
+        return
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(sorted(values)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
