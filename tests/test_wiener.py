@@ -16,13 +16,14 @@ from tiny import PIXEL_SIZE, blobs, random_rotations, write_particles
 from sparsecv.engine.io.mrc import write_map, write_stack
 from sparsecv.engine.physics.masks import fade_corners, sphere
 from sparsecv.engine.physics.symmetry import symmetry_matrices, unique_directions
+from sparsecv.engine.refine import loop
 from sparsecv.engine.refine.joining import frame_shift, joined_map, share_low_resolution
 from sparsecv.engine.refine.loop import Iteration
 from sparsecv.engine.refine.prepare import prepare
 from sparsecv.engine.refine.regularisers import Evidence, Regularised, Wiener
 from sparsecv.engine.refine.regularisers.wiener import prior_precision
 from sparsecv.engine.refine.settings import RefineSettings
-from sparsecv.engine.refine.volumes import Accumulator, half_width, map_to_volume, radial
+from sparsecv.engine.refine.volumes import Accumulator, half_width, map_to_volume, move_map, radial
 from sparsecv.engine.report.progress import Progress
 from sparsecv.kernels import cpu
 
@@ -147,7 +148,7 @@ class Witness:
 
 def one_iteration(folder: Path) -> tuple[Witness, Iteration]:
     settings = RefineSettings(particles=folder / "particles.star", reference=folder / "reference.mrc", output=folder,
-                              local=True, initial_lowpass=20, join_below=0, threads=1, device="cpu")
+                              local=True, initial_lowpass=0, join_below=0, threads=1, device="cpu")
     refinement = prepare(settings, cpu, lambda text: None, Progress(io.StringIO()))
     witness = Witness()
     refinement.regulariser = witness
@@ -168,6 +169,41 @@ def test_the_last_map_has_the_strength_of_the_others(tmp_path: Path) -> None:
     np.testing.assert_array_equal(plain.fsc, strong.fsc)  # nothing else has changed
     assert plain.joined is not None and strong.joined is not None
     assert np.linalg.norm(strong.joined) > 1.02 * np.linalg.norm(plain.joined)
+
+
+def test_what_a_regulariser_returns_is_kept_and_told(tmp_path: Path) -> None:
+    write_particles(tmp_path, 40, BOX, density=blobs(BOX), noise=5.0)
+    write_map(tmp_path / "reference.mrc", blobs(BOX), PIXEL_SIZE)
+    settings = RefineSettings(particles=tmp_path / "particles.star", reference=tmp_path / "reference.mrc",
+                              output=tmp_path, local=True, initial_lowpass=0, threads=1, device="cpu")
+    refinement = prepare(settings, cpu, lambda text: None, Progress(io.StringIO()))
+    witness = Witness()
+    refinement.regulariser = witness
+    refinement.iterate()
+    assert refinement.state.band == min(17, (BOX - 1) // 2)  # the witness's, not the FSC's
+    refinement.iterate()
+    assert [evidence.iteration for evidence in witness.seen] == [1, 1, 2, 2]
+    assert [evidence.memory for evidence in witness.seen[2:]] == [{"iteration": 1.0}] * 2
+    entry = refinement.state.history[-1]
+    assert entry["prior"] == "witness"
+    assert [shown["band"] for shown in entry["regulariser"]] == [witness.seen[2].band] * 2
+
+
+def test_references_move_with_the_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A global search centres the frame: the previous reference that a regulariser sees is in that of the sums."""
+    write_particles(tmp_path, 40, BOX, density=blobs(BOX), noise=1.0)
+    write_map(tmp_path / "reference.mrc", blobs(BOX), PIXEL_SIZE)
+    settings = RefineSettings(particles=tmp_path / "particles.star", reference=tmp_path / "reference.mrc",
+                              output=tmp_path, initial_lowpass=0, join_below=0, threads=1, device="cpu")
+    refinement = prepare(settings, cpu, lambda text: None, Progress(io.StringIO()))
+    start = refinement.state.halves[0].reference.copy()
+    witness = Witness()
+    refinement.regulariser = witness
+    monkeypatch.setattr(loop, "frame_shift", lambda *arguments: np.array([1.0, -2.0, 0.5]))
+    refinement.iterate()
+    factor = np.float32(refinement.grey_scales[0])
+    wanted = move_map(cpu, start * factor, np.array([-1.0, 2.0, -0.5]))
+    np.testing.assert_allclose(witness.seen[0].previous, wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_nothing_of_the_other_half_reaches_a_regulariser(tmp_path: Path) -> None:
