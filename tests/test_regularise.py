@@ -25,8 +25,8 @@ from sparsecv.engine.refine.evidence import (
     fsc_of_sum,
     weight_per_shell,
 )
-from sparsecv.engine.refine.regularisers import Evidence, Regularised, Wiener
 from sparsecv.engine.refine.regularise import MOST_ROUNDS, settled
+from sparsecv.engine.refine.regularisers import Evidence, Regularised, Wiener
 from sparsecv.engine.refine.settings import RegulariseSettings
 from sparsecv.engine.refine.volumes import PADDING, shell_means
 from sparsecv.engine.validate.fsc import fsc
@@ -233,8 +233,8 @@ def test_an_earlier_result_is_removed_but_never_an_input(folder: Path, tmp_path:
         ({"half1": "a.mrc"}, "nothing to regularise"),
         ({"half1": "a.mrc", "half2": "b.mrc", "accumulators": "run"}, "half1: has no meaning here (value 'a.mrc'); "
                                                                       "rule: accumulators or half maps, not both"),
-        ({"accumulators": "run", "previous": "p.mrc"}, "previous: has no meaning here (value 'p.mrc'); rule: a map that "
-                                                       "both halves are pulled to would make them correlate"),
+        ({"accumulators": "run", "previous": "p.mrc"}, "previous: has no meaning here (value 'p.mrc'); rule: a map "
+                                                       "that both halves are pulled to would make them correlate"),
         ({"accumulators": "run", "pixel_size": 2.0}, "pixel_size: has no meaning here"),
         ({"accumulators": "run", "kappa_sparse": 2.0}, "kappa_sparse: has no meaning here (value 2.0); rule: of "
                                                        "sparse-tv alone"),
