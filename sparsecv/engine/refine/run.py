@@ -242,5 +242,6 @@ def _finish(
         warn(text)
     status.write("finished", refinement.state.history, warnings=warnings,
                  masked_resolution_0143=result.resolution_0143.angstrom,
+                 masked_resolution_05=result.resolution_05.angstrom,
                  masked_resolution_is_shared=result.resolution_0143.is_shared, bfactor=result.bfactor)
     return RefineResult(folder, refinement.state.history, result, warnings)

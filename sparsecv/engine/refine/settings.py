@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from sparsecv.engine.errors import InputError
 from sparsecv.engine.physics.symmetry import parse_symmetry
@@ -23,7 +24,8 @@ CHOICES = {
     "regulariser": REGULARISERS, "device": DEVICES, "kernel": KERNELS, "strength": STRENGTHS, "solver": SOLVERS,
     "preset": PRESET_NAMES,
 }  # fmt: skip
-PATHS = ("particles", "reference", "output", "mask", "data_dir", "half1", "half2", "accumulators", "previous")
+PATHS = ("particles", "reference", "output", "mask", "data_dir", "half1", "half2", "accumulators", "previous",
+         "refine")
 RANGES: dict[str, tuple[float, float]] = {
     "pixel_size": (0.01, 1000),
     "reference_pixel_size": (0.01, 1000),
@@ -50,7 +52,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 
 
-def _check(settings: RefineSettings | ReconstructSettings | RegulariseSettings) -> None:
+def _check(settings: RefineSettings | ReconstructSettings | RegulariseSettings | ScanSettings) -> None:
     """Bring the symmetry and the paths into one form; InputError for what is out of range or no choice."""
     for name in (entry.name for entry in fields(settings)):
         value = getattr(settings, name)
@@ -65,26 +67,14 @@ def _check(settings: RefineSettings | ReconstructSettings | RegulariseSettings) 
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegulariserSettings:
-    """Which prior on the map, and how strong; of every command that regularises.
+class SparseTvSettings:
+    """What the sparse + TV prior has beside its two strengths.
 
     None stands for what suits the other settings: a preset's value, or the regulariser's default.
     """
 
-    regulariser: str = option("wiener", "prior on the map", choices=REGULARISERS)
-    tau_factor: float | None = option(None, "wiener: strength of the data against the prior, RELION's T (default: 1)",
-                                      expert=True)
-    strength: str | None = option(None, "sparse-tv: strengths moved by held-out data from the noise's scale, kept "
-                                  "at it, or in the paper's units (default: held-out; paper with a preset)",
-                                  choices=STRENGTHS, expert=True)
     preset: str | None = option(None, "sparse-tv: parameters published for a data set", choices=PRESET_NAMES,
                                 expert=True)
-    kappa_sparse: float | None = option(None, "sparse-tv: strength of sparsity in units of the noise (default: 1)",
-                                        expert=True)
-    kappa_variation: float | None = option(None, "sparse-tv: strength of total variation in units of the noise "
-                                           "(default: 1)", expert=True)
-    alpha: float | None = option(None, "sparse-tv, paper's units: strength of sparsity", expert=True)
-    beta: float | None = option(None, "sparse-tv, paper's units: strength of total variation", expert=True)
     gamma: float | None = option(None, "sparse-tv: pull to the previous reference, units of the mean weight (default: "
                                  "0.05)", expert=True)
     epsilon: float | None = option(None, "sparse-tv: density level of the molecule (default: measured)", expert=True)
@@ -92,6 +82,24 @@ class RegulariserSettings:
     solver: str | None = option(None, "sparse-tv: Douglas-Rachford splitting, or the paper's proximal gradient "
                                 "(default: splitting)", choices=SOLVERS, expert=True)
     positivity: bool = option(False, "sparse-tv: no negative densities in references", expert=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegulariserSettings(SparseTvSettings):
+    """Which prior on the map, and how strong; of every command that regularises; None as above."""
+
+    regulariser: str = option("wiener", "prior on the map", choices=REGULARISERS)
+    tau_factor: float | None = option(None, "wiener: strength of the data against the prior, RELION's T (default: 1)",
+                                      expert=True)
+    strength: str | None = option(None, "sparse-tv: strengths moved by held-out data from the noise's scale, kept "
+                                  "at it, or in the paper's units (default: held-out; paper with a preset)",
+                                  choices=STRENGTHS, expert=True)
+    kappa_sparse: float | None = option(None, "sparse-tv: strength of sparsity in units of the noise (default: 1)",
+                                        expert=True)
+    kappa_variation: float | None = option(None, "sparse-tv: strength of total variation in units of the noise "
+                                           "(default: 1)", expert=True)
+    alpha: float | None = option(None, "sparse-tv, paper's units: strength of sparsity", expert=True)
+    beta: float | None = option(None, "sparse-tv, paper's units: strength of total variation", expert=True)
 
     def check_regulariser(self) -> None:
         """Refuse, with InputError, options that the chosen regulariser does not know or that exclude one another."""
@@ -220,3 +228,86 @@ class RegulariseSettings(RegulariserSettings):
             self._refuse(("half1", "half2"), "accumulators or half maps, not both")
             self._refuse(("pixel_size",), "accumulators know theirs")
             self._refuse(("previous",), "a map that both halves are pulled to would make them correlate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanSettings(SparseTvSettings):
+    """A scan of the strengths of the sparse + TV prior; checked when it is made."""
+
+    output: Path = required("folder for the results")
+    accumulators: Path | None = option(None, "folder of a run with --keep-accumulators, or one of the files: each "
+                                       "point of the grid regularises both halves once")
+    refine: Path | None = option(None, "TOML file with the settings of refine, as a run.toml: each point of the grid "
+                                 "is a whole refinement")
+    alphas: str | None = option(None, "paper's units: strengths of sparsity, 0.4,0.5")
+    betas: str | None = option(None, "paper's units: strengths of total variation, 1.2,1.6,2.0,2.4")
+    kappas_sparse: str | None = option(None, "in place of alphas: strengths of sparsity in units of the noise")
+    kappas_variation: str | None = option(None, "in place of betas: strengths of total variation in units of the noise")
+    mask: Path | None = option(None, "accumulators: mask on references, values 0 to 1 (default: a sphere)")
+    particle_diameter: float | None = option(None, "accumulators: diameter of the particle, A (default: that of the "
+                                             "run, or 90 %% of the box)")
+    threads: int = option(0, "threads; 0 takes all cores")
+    device: str = option("auto", "where to compute", choices=OFFERED_DEVICES)
+
+    def __post_init__(self) -> None:
+        _check(self)
+        if (self.accumulators is None) == (self.refine is None):
+            raise InputError("a scan needs something to regularise", rule="one of --accumulators and --refine")
+        if self.refine is not None and (self.mask is not None or self.particle_diameter is not None):
+            raise InputError("has no meaning here", item="mask" if self.mask is not None else "particle_diameter",
+                             rule="with --refine it stands in the TOML file")
+        for names in (("alphas", "betas"), ("kappas_sparse", "kappas_variation")):
+            given = [name for name in names if getattr(self, name) is not None]
+            if len(given) == 1:
+                missing = next(name for name in names if name not in given)
+                raise InputError(f"a scan needs {missing} as well", item=given[0], value=getattr(self, given[0]))
+        if (self.alphas is None) == (self.kappas_sparse is None):
+            raise InputError("a scan needs a grid of strengths", rule="either --alphas and --betas, or --kappas-sparse "
+                             "and --kappas-variation")
+        points = self.points()
+        if self.refine is None:  # else the file may hold what is missing
+            for point in points:
+                self.at(point).check_regulariser()
+
+    @property
+    def is_in_paper_units(self) -> bool:
+        """Whether strengths are alpha and beta of the paper, and not kappas."""
+        return self.alphas is not None
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What the two strengths are called."""
+        return ("alpha", "beta") if self.is_in_paper_units else ("kappa_sparse", "kappa_variation")
+
+    def points(self) -> list[tuple[float, float]]:
+        """The grid (sparsity, total variation), one strength of sparsity after another."""
+        lists = ("alphas", "betas") if self.is_in_paper_units else ("kappas_sparse", "kappas_variation")
+        sparse, variation = (parse_strengths(name, getattr(self, name)) for name in lists)
+        return [(one, two) for one in sparse for two in variation]
+
+    def at(self, point: tuple[float, float]) -> RegulariserSettings:
+        """The regulariser's settings at a point of the grid."""
+        return RegulariserSettings(**self.changes(point))
+
+    def changes(self, point: tuple[float, float]) -> dict[str, Any]:
+        """What a point of the grid asks of the regulariser, by names of settings."""
+        same = {entry.name: getattr(self, entry.name) for entry in fields(SparseTvSettings)}
+        strength = "paper" if self.is_in_paper_units else "noise"
+        return same | {"regulariser": "sparse-tv", "strength": strength} | dict(zip(self.names, point, strict=True))
+
+
+def parse_strengths(name: str, text: str) -> tuple[float, ...]:
+    """Strengths from ``0.4,0.5``, ascending; InputError for none, what is no number, out of range or given twice."""
+    words = [word.strip() for word in text.split(",")]
+    rule = "numbers with commas between them, 0.4,0.5"
+    if not any(words):
+        raise InputError("no strength is given", item=name, value=text, rule=rule)
+    try:
+        values = tuple(sorted(float(word) for word in words))
+    except ValueError:
+        raise InputError("not a list of numbers", item=name, value=text, rule=rule) from None
+    for value in values:
+        check_range(name, value, 0, 100)
+    if len(set(values)) < len(values):
+        raise InputError("a strength is given twice", item=name, value=text)
+    return values

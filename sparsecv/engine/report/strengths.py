@@ -76,3 +76,46 @@ def _logarithmic(axes: Axes, values: set[float]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def plot_scan(
+    path: str | Path, rows: Sequence[Mapping[str, Any]], names: tuple[str, str], columns: Mapping[str, str]
+) -> None:
+    """Draw columns of a scan against the strength of total variation, one line per strength of sparsity.
+
+    Parameters
+    ----------
+    path
+        PNG file, written atomically.
+    rows
+        Points of the grid: column to value.
+    names
+        Columns of the strengths of sparsity and of total variation.
+    columns
+        Column to the label of its panel; lower values are better, and drawn lower.
+    """
+    across = 2 if len(columns) == 4 else len(columns)
+    down = -(-len(columns) // across)
+    figure = Figure(figsize=(4.6 * across, 0.4 + 3.6 * down), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False).ravel()
+    sparse, variation = names
+    for axes, (column, label) in zip(panels, columns.items(), strict=True):
+        for number, strength in enumerate(sorted({row[sparse] for row in rows})):
+            line = sorted((row[variation], row[column]) for row in rows if row[sparse] == strength)
+            axes.plot(*zip(*line, strict=True), color=COLOURS[number % len(COLOURS)], marker="o", markersize=5,
+                      linestyle=STYLES[number % len(STYLES)], label=f"{_symbol(sparse)} = {strength:g}")
+        axes.set_xlabel(_symbol(variation) + (f" ({UNIT})" if variation.startswith("kappa") else ""))
+        axes.set_ylabel(label)
+        axes.ticklabel_format(useOffset=False)
+        if variation.startswith("kappa"):  # tried by factors
+            _logarithmic(axes, {row[variation] for row in rows})
+        axes.grid(color="0.92", linewidth=0.6)
+    panels[0].legend(fontsize=9, framealpha=0.95)
+    figure.suptitle("Scan of the strengths of the sparse + TV prior")
+    save_figure(figure, path)
+
+
+def _symbol(name: str) -> str:
+    """A strength as it is written in formulas."""
+    greek = {"alpha": "$\\alpha$", "beta": "$\\beta$"}
+    return greek.get(name) or KAPPAS[name.removeprefix("kappa_")]
