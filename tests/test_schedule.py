@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -137,11 +138,16 @@ def test_regularisers_may_say_what_their_references_support() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- stages
-def state_of(stage: str, band: int, history: list[tuple[str, int]], turned: float = 1.0) -> RefinementState:
+def state_of(
+    stage: str, band: int, history: list[tuple[str, int]], turned: float = 1.0, jumps: Sequence[float] = ()
+) -> RefinementState:
     """A state after iterations with the stages and bands given."""
     particles = ParticleState.start(np.tile(np.eye(3), (10, 1, 1)), np.zeros((10, 2)))
     particles.turned_deg[:] = turned
-    entries = [{"stage": one, "band": width, "turned_deg": turned, "step_deg": 5.0} for one, width in history]
+    plain = {"turned_deg": turned, "step_deg": 5.0, "jumped": 0.0}
+    entries = [plain | {"stage": one, "band": width} for one, width in history]
+    for entry, jumped in zip(entries, jumps, strict=False):
+        entry["jumped"] = jumped
     return RefinementState(particles, (half_of(8), half_of(8)), np.zeros(4), band, stage, len(history), entries)
 
 
@@ -151,6 +157,9 @@ def state_of(stage: str, band: int, history: list[tuple[str, int]], turned: floa
         (state_of("global", 9, [("global", 6)], turned=0.1), "global"),  # the first has nothing to compare with
         (state_of("global", 9, [("global", 6), ("global", 9)], turned=5.0), "global"),
         (state_of("global", 9, [("global", 6), ("global", 9)], turned=1.0), "local"),
+        (state_of("global", 9, [("global", 6), ("global", 9)], turned=1.0, jumps=(0.6, 0.2)), "global"),
+        (state_of("global", 9, [("global", 6), ("global", 9)], turned=1.0, jumps=(0.2, 0.05)), "local"),
+        (state_of("global", 9, [("global", 6), ("global", 9)], turned=1.0, jumps=(0.3, 0.29)), "local"),  # junk
         (state_of("local", 15, [("global", 9), ("local", 12)]), "local"),  # it still brings shells
         (state_of("local", 12, [("global", 9), ("local", 12)]), "fine"),
         (state_of("local", 13, [("global", 9), ("local", 12)]), "fine"),  # one shell is no progress

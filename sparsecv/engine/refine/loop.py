@@ -22,6 +22,7 @@ from sparsecv.engine.refine.schedule import (
     is_converged,
     next_band,
     next_stage,
+    part_that_jumped,
     search_plan,
     update_search,
 )
@@ -294,6 +295,7 @@ class Refinement:
             "crossing_05": found[1].angstrom,
             "step_deg": finest_deg,
             "turned_deg": float(np.median(state.particles.turned_deg[kept])),
+            "jumped": part_that_jumped(state.particles, finest_deg),
             "moved_A": float(np.median(state.particles.moved_px[kept]) * geometry.pixel_size),
             "spread_deg": float(np.median(state.particles.spread_deg[kept])),
             "best_probability": float(state.particles.best_probability[kept].mean()),

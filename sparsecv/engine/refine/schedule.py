@@ -30,9 +30,9 @@ BAND_FSC = 0.143
 BAND_MARGIN = 2  # shells above the last with that FSC
 LEAST_BAND = 4  # shells without which no orientation could be told from another
 GROWTH, LEAST_GROWTH = 0.4, 4  # shells that are backprojected beyond the band, so that the FSC can show more
-SEARCHED, JUMP_STEPS = 0.9, 4.0  # part of the particles that a global search must have placed, to within those steps
+JUMP_STEPS, FEW_JUMP = 4.0, 0.1  # a turn by more steps than that is a jump; part of the particles that may still jump
 SETTLED = 0.25  # of the finest step: the median change of a pose that is at rest
-SLOWED = 0.8  # of that change in the fine iteration before: no point in waiting for rest
+SLOWED = 0.8  # of what the iteration before showed: no point in waiting for less
 NOTABLE_SHELLS = 1  # an iteration that widens the band by no more has converged
 RMS_PER_MEDIAN_2D, RMS_PER_MEDIAN_3D = 1 / 1.177, 1 / 1.538  # per axis, of the length of a Gaussian vector
 
@@ -168,6 +168,11 @@ def band_of(fsc: np.ndarray) -> int:
     return last + 1 + BAND_MARGIN
 
 
+def part_that_jumped(particles: ParticleState, finest_deg: float) -> float:
+    """Part of the particles that the last iteration turned by more than four of its finest steps."""
+    return float((particles.turned_deg[~particles.is_rejected] > JUMP_STEPS * finest_deg).mean())
+
+
 def update_search(
     half: HalfState, particles: ParticleState, members: np.ndarray, geometry: Geometry, band: int, *,
     finest_deg: float, before: str, after: str,
@@ -190,14 +195,16 @@ def update_search(
 def next_stage(state: RefinementState, finest_deg: float) -> str:
     """Stage after the iteration that ``state.history`` ends with.
 
-    Global searches end when they move poses by less than their finest step, and no longer move a tenth of them from one
-    mode to another: a local search would leave those where they are. Local ones become fine when they have
-    stopped to widen the band. The fine stage lasts to the end.
+    Global searches end when the median pose moves by less than their finest step, and few particles, or no fewer than
+    in the iteration before (there may be no particle in an image), still jump from one mode to another: a local search
+    would leave those where they are. Local ones become fine when they have stopped to widen the band. The fine stage
+    lasts to the end.
     """
-    kept = ~state.particles.is_rejected
     if state.stage == "global":
-        turned, most_turned = np.quantile(state.particles.turned_deg[kept], (0.5, SEARCHED))
-        is_settled = state.iteration > 1 and turned < finest_deg and most_turned < JUMP_STEPS * finest_deg
+        jumps = [entry["jumped"] for entry in state.history]
+        is_placed = len(jumps) > 1 and (jumps[-1] < FEW_JUMP or jumps[-1] > SLOWED * jumps[-2])
+        kept = ~state.particles.is_rejected
+        is_settled = is_placed and np.median(state.particles.turned_deg[kept]) < finest_deg
         return "local" if is_settled else "global"
     return "fine" if state.stage == "fine" or not _widened(state) else "local"
 
