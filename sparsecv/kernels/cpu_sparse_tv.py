@@ -35,6 +35,14 @@ def _shrunk(squared, threshold):
 
 
 @compiled
+def _close(closed, row):
+    """The row into closed (nx + 1,), its first voxel also at the end: differences along x then need no branch."""
+    for i in range(row.shape[0]):
+        closed[i] = row[i]
+    closed[row.shape[0]] = row[0]
+
+
+@compiled
 def _flux_row(ux, uy, uz, wx, wy, wz, c, step, reflect):
     """reflect z2 - w2 of one row; thresholds are step c."""
     for i in range(c.shape[0]):
@@ -87,8 +95,10 @@ def _relax(sums, x, w1, w2, a, c, rho1, rho2, relaxation, negative):
     step1, step2 = np.float32(1) / rho1, np.float32(1) / rho2
     for z in numba.prange(nz):
         distance, power = 0.0, 0.0
+        here = np.empty(nx + 1, np.float32)
         for y in range(ny):
-            here, right, above = x[z, y], x[z, (y + 1) % ny], x[(z + 1) % nz, y]
+            _close(here, x[z, y])
+            right, above = x[z, (y + 1) % ny], x[(z + 1) % nz, y]
             w, sparse = w1[z, y], a[z, y]
             row_distance, row_power = np.float32(0), np.float32(0)
             for i in range(nx):
@@ -102,7 +112,7 @@ def _relax(sums, x, w1, w2, a, c, rho1, rho2, relaxation, negative):
             for i in range(nx):
                 gx, gy, gz = wx[i], wy[i], wz[i]
                 factor = _shrunk(gx * gx + gy * gy + gz * gz, step2 * variation[i])
-                wx[i] = gx + relaxation * (here[i + 1 if i + 1 < nx else 0] - here[i] - factor * gx)
+                wx[i] = gx + relaxation * (here[i + 1] - here[i] - factor * gx)
                 wy[i] = gy + relaxation * (right[i] - here[i] - factor * gy)
                 wz[i] = gz + relaxation * (above[i] - here[i] - factor * gz)
         sums[z, 0], sums[z, 1] = distance, power
@@ -145,14 +155,15 @@ def _penalties(sums, x, a, c):
     nz, ny, nx = x.shape
     for z in numba.prange(nz):
         sparse, variation = 0.0, 0.0
+        here = np.empty(nx + 1, np.float32)
         for y in range(ny):
-            here, right, above = x[z, y], x[z, (y + 1) % ny], x[(z + 1) % nz, y]
+            _close(here, x[z, y])
+            right, above = x[z, (y + 1) % ny], x[(z + 1) % nz, y]
             l1, tv = a[z, y], c[z, y]
             row_sparse, row_variation = np.float32(0), np.float32(0)
             for i in range(nx):
                 row_sparse += l1[i] * abs(here[i])
-                dx = here[i + 1 if i + 1 < nx else 0] - here[i]
-                dy, dz = right[i] - here[i], above[i] - here[i]
+                dx, dy, dz = here[i + 1] - here[i], right[i] - here[i], above[i] - here[i]
                 row_variation += tv[i] * np.sqrt(dx * dx + dy * dy + dz * dz)
             sparse += float(row_sparse)
             variation += float(row_variation)
@@ -172,12 +183,13 @@ def penalties(x: Any, a: Any, c: Any) -> tuple[float, float]:
 def _weights(a, c, x, eps, eps_gradient):
     nz, ny, nx = x.shape
     for z in numba.prange(nz):
+        here = np.empty(nx + 1, np.float32)
         for y in range(ny):
-            here, right, above = x[z, y], x[z, (y + 1) % ny], x[(z + 1) % nz, y]
+            _close(here, x[z, y])
+            right, above = x[z, (y + 1) % ny], x[(z + 1) % nz, y]
             for i in range(nx):
                 a[z, y, i] = np.float32(1) / (abs(here[i]) + eps)
-                dx = here[i + 1 if i + 1 < nx else 0] - here[i]
-                dy, dz = right[i] - here[i], above[i] - here[i]
+                dx, dy, dz = here[i + 1] - here[i], right[i] - here[i], above[i] - here[i]
                 c[z, y, i] = np.float32(1) / (np.sqrt(dx * dx + dy * dy + dz * dz) + eps_gradient)
 
 
@@ -190,12 +202,11 @@ def penalty_weights(x: Any, eps: float, eps_gradient: float) -> tuple[Any, Any]:
 
 
 @compiled
-def _smooth_row(ux, uy, uz, here, right, above, c, mu):
-    """c u_mu(D x) of one row (equation 16)."""
-    nx = c.shape[0]
-    for i in range(nx):
-        dx = here[i + 1 if i + 1 < nx else 0] - here[i]
-        dy, dz = right[i] - here[i], above[i] - here[i]
+def _smooth_row(ux, uy, uz, here, row, right, above, c, mu):
+    """c u_mu(D x) of one row (equation 16); ``here`` (nx + 1,) is overwritten."""
+    _close(here, row)
+    for i in range(c.shape[0]):
+        dx, dy, dz = here[i + 1] - here[i], right[i] - here[i], above[i] - here[i]
         factor = c[i] / max(np.sqrt(dx * dx + dy * dy + dz * dz), mu)
         ux[i], uy[i], uz[i] = factor * dx, factor * dy, factor * dz
 
@@ -207,15 +218,16 @@ def _smoothed(out, x, c, mu):
         below = np.empty((ny, nx), np.float32)
         rows = np.empty((4, nx), np.float32)
         ux, uy, uz, before = rows[0], rows[1], rows[2], rows[3]
+        here = np.empty(nx + 1, np.float32)
         first, last = chunk * CHUNK, min(nz, (chunk + 1) * CHUNK)
         z = (first - 1) % nz
         for y in range(ny):
-            _smooth_row(ux, uy, below[y], x[z, y], x[z, (y + 1) % ny], x[first, y], c[z, y], mu)
+            _smooth_row(ux, uy, below[y], here, x[z, y], x[z, (y + 1) % ny], x[first, y], c[z, y], mu)
         for z in range(first, last):
             up = (z + 1) % nz
-            _smooth_row(ux, before, uz, x[z, -1], x[z, 0], x[up, -1], c[z, -1], mu)
+            _smooth_row(ux, before, uz, here, x[z, -1], x[z, 0], x[up, -1], c[z, -1], mu)
             for y in range(ny):
-                _smooth_row(ux, uy, uz, x[z, y], x[z, (y + 1) % ny], x[up, y], c[z, y], mu)
+                _smooth_row(ux, uy, uz, here, x[z, y], x[z, (y + 1) % ny], x[up, y], c[z, y], mu)
                 row, under = out[z, y], below[y]
                 row[0] = ux[nx - 1] - ux[0] + before[0] - uy[0] + under[0] - uz[0]
                 for i in range(1, nx):

@@ -97,11 +97,11 @@ DEVICE void write_block_sums(double first, double second, double *__restrict__ s
     }
 }
 
-// f z2 - w2 at a voxel.
+// f z2 - w2 at a voxel; its threshold is step c.
 DEVICE Vector reflected(const float *__restrict__ w2, const float *__restrict__ c, size_t volume, size_t voxel,
-                        float rho2, float reflect) {
+                        float step, float reflect) {
     const Vector w = load_vector(w2, volume, voxel);
-    const float factor = reflect * shrinkage(w, c[voxel] / rho2) - 1.f;
+    const float factor = reflect * shrinkage(w, step * c[voxel]) - 1.f;
     return Vector{factor * w.x, factor * w.y, factor * w.z};
 }
 
@@ -111,16 +111,17 @@ KERNEL void split_step(const float *__restrict__ b, const float *__restrict__ w1
     const Column own = own_column(side);
     if (!own.is_inside) return;
     const size_t volume = own.plane * side;
+    const float step1 = 1.f / rho1, step2 = 1.f / rho2;  // divided once, not at every voxel
     const ptrdiff_t left = step_before(own.x, side, 1), front = step_before(own.y, side, side);
     const ptrdiff_t under = step_before(own.first, side, (ptrdiff_t)own.plane);
     size_t voxel = own.voxel;
-    float below = reflected(w2, c, volume, voxel + under, rho2, reflect).z;
+    float below = reflected(w2, c, volume, voxel + under, step2, reflect).z;
     for (int z = own.first; z < own.end; ++z, voxel += own.plane) {
-        const Vector u = reflected(w2, c, volume, voxel, rho2, reflect);
-        const float before_x = reflected(w2, c, volume, voxel + left, rho2, reflect).x;
-        const float before_y = reflected(w2, c, volume, voxel + front, rho2, reflect).y;
+        const Vector u = reflected(w2, c, volume, voxel, step2, reflect);
+        const float before_x = reflected(w2, c, volume, voxel + left, step2, reflect).x;
+        const float before_y = reflected(w2, c, volume, voxel + front, step2, reflect).y;
         const float adjoint = before_x - u.x + before_y - u.y + below - u.z;
-        const float w = w1[voxel], z1 = soft(w, a[voxel] / rho1, positive);
+        const float w = w1[voxel], z1 = soft(w, step1 * a[voxel], positive);
         right_side[voxel] = b[voxel] + rho1 * (reflect * z1 - w) + rho2 * adjoint;
         below = u.z;
     }
@@ -133,14 +134,15 @@ KERNEL void relax_step(const float *__restrict__ x, float *__restrict__ w1, floa
     float distance = 0.f, power = 0.f;
     if (own.is_inside) {
         const size_t volume = own.plane * side;
+        const float step1 = 1.f / rho1, step2 = 1.f / rho2;
         size_t voxel = own.voxel;
         for (int z = own.first; z < own.end; ++z, voxel += own.plane) {
-            const float here = x[voxel], w = w1[voxel], gap = here - soft(w, a[voxel] / rho1, positive);
+            const float here = x[voxel], w = w1[voxel], gap = here - soft(w, step1 * a[voxel], positive);
             w1[voxel] = w + relaxation * gap;
             distance += gap * gap;
             power += here * here;
             const Vector step = difference(x, voxel, steps_after(own, z, side)), v = load_vector(w2, volume, voxel);
-            const float factor = shrinkage(v, c[voxel] / rho2);
+            const float factor = shrinkage(v, step2 * c[voxel]);
             w2[voxel] = v.x + relaxation * (step.x - factor * v.x);
             w2[volume + voxel] = v.y + relaxation * (step.y - factor * v.y);
             w2[2 * volume + voxel] = v.z + relaxation * (step.z - factor * v.z);
