@@ -67,7 +67,7 @@ def test_types(backend: Backend) -> None:
     problem = {name: backend.up(array) for name, array in make_sparse_tv_problem(5).items()}
     real = np.float64 if backend.ops is reference else np.float32
     for name, value in run_sparse_tv(backend.ops, problem, positive=False).items():
-        if name in ("distance", "power", "l1 norm", "TV norm"):
+        if name in ("l1 norm", "TV norm"):
             assert type(value) is float, name
         else:
             assert isinstance(value, backend.ops.xp.ndarray), name
@@ -144,10 +144,9 @@ def test_forbidden_voxels_and_zero_vectors(backend: Backend) -> None:
     right_side = backend.call("split_step", x, w1, w2, a, c, 2.0, 3.0, 2.0)
     np.testing.assert_allclose(right_side, x - 2.0 * w1.astype(np.float64), rtol=1e-6, atol=1e-4)
     moved = w1.copy()
-    distance, power = backend.call("relax_step", x, moved, w2, a, c, 2.0, 3.0, 1.5)
+    backend.call("relax_step", x, moved, w2, a, c, 2.0, 3.0, 1.5)
     np.testing.assert_allclose(moved, w1 + 1.5 * x, rtol=1e-6, atol=1e-4)
     np.testing.assert_allclose(w2, 1.5 * _differences(backend, x), rtol=1e-6, atol=1e-6)
-    assert distance == power == pytest.approx(np.sum(x.astype(np.float64) ** 2), rel=1e-6)
 
 
 # ----------------------------------------------------------------------------------------------- differences
@@ -303,8 +302,7 @@ def test_iterations_reach_the_fused_lasso(backend: Backend, axis: int) -> None:
         for _ in range(60):
             right_side = backend.call("split_step", b, w1, w2, volumes_a, volumes_c, rho1, rho2, 2.0, positive)
             x = np.fft.ifftn(np.fft.fftn(right_side) / (1 + rho1 + rho2 * laplacian)).real.astype(np.float32)
-            gap, power = backend.call("relax_step", x, w1, w2, volumes_a, volumes_c, rho1, rho2, 1.7, positive)
-        assert gap < 1e-10 * power
+            backend.call("relax_step", x, w1, w2, volumes_a, volumes_c, rho1, rho2, 1.7, positive)
         np.testing.assert_allclose(backend.call("sparse_prox", w1, volumes_a, rho1, positive), solution, atol=1e-5)
 
 
@@ -373,16 +371,15 @@ def test_indices_of_large_volumes_do_not_overflow() -> None:
     macros = {"ROW": cuda_sparse_tv.ROW, "PLANES": cuda_sparse_tv.PLANES}
     module = host.HostModule(cuda_launch.source("sparse_tv"), cuda_launch.options(**macros))
     grid = (1, 1, cuda_sparse_tv._grid(side)[2])
-    one, sums = np.float32(1), np.zeros((2, grid[2]))
+    one = np.float32(1)
     block = (cuda_launch.THREADS,)
     module.get_function("split_step")(
         grid, block, (b, w1, w2, a, c, np.int32(side), one, one, np.float32(2), np.int32(0), out)
     )
     assert out[last, 1, 1] == -7
     assert out[0, 1, 1] == 7
-    module.get_function("relax_step")(grid, block, (x, w1, w2, a, c, np.int32(side), one, one, one, np.int32(0), sums))
+    module.get_function("relax_step")(grid, block, (x, w1, w2, a, c, np.int32(side), one, one, one, np.int32(0)))
     assert w2[2, last, 0, 0] == 1 - 3
     assert w2[2, last, 1, 1] == 0 - 5
     assert w1[last, 1, 1] == 5
     assert w2[2, last - 1, 1, 1] == 5
-    np.testing.assert_array_equal(sums.sum(axis=1), 3**2 + 1 + 5**2)

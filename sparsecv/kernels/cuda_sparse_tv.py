@@ -25,14 +25,6 @@ def _launch_columns(kernel: str, side: int, arguments: tuple[Any, ...]) -> None:
     launch(FAMILY, kernel, _grid(side), arguments, ROW=ROW, PLANES=PLANES)
 
 
-def _sum_columns(kernel: str, side: int, arguments: tuple[Any, ...]) -> tuple[float, float]:
-    """The same for a kernel that ends with a pair of sums per block; the totals, added up in double precision."""
-    sums = import_cupy().empty((2, math.prod(_grid(side))), np.float64)
-    _launch_columns(kernel, side, (*arguments, sums))
-    first, second = sums.sum(axis=1).tolist()
-    return first, second
-
-
 def split_step(
     b: Any, w1: Any, w2: Any, a: Any, c: Any, rho1: float, rho2: float, reflect: float, positive: bool = False
 ) -> Any:
@@ -46,12 +38,12 @@ def split_step(
 
 def relax_step(
     x: Any, w1: Any, w2: Any, a: Any, c: Any, rho1: float, rho2: float, relaxation: float, positive: bool = False
-) -> tuple[float, float]:
+) -> None:
     """Move w1 and w2 on, in place: see :func:`.reference_sparse_tv.relax_step`."""
     check_volumes(w1.shape, x=x, w1=w1, w2=w2, a=a, c=c)
     side = len(w1)
     steps = (float(rho1), float(rho2), float(relaxation), int(positive))
-    return _sum_columns("relax_step", side, (x, w1, w2, a, c, side, *steps))
+    _launch_columns("relax_step", side, (x, w1, w2, a, c, side, *steps))
 
 
 def sparse_prox(w1: Any, a: Any, rho1: float, positive: bool = False) -> Any:
@@ -66,7 +58,10 @@ def sparse_prox(w1: Any, a: Any, rho1: float, positive: bool = False) -> Any:
 def penalties(x: Any, a: Any, c: Any) -> tuple[float, float]:
     """sum a |x| and sum c |D x|: see :func:`.reference_sparse_tv.penalties`."""
     check_volumes(x.shape, x=x, a=a, c=c)
-    return _sum_columns("penalties", len(x), (x, a, c, len(x)))
+    sums = import_cupy().empty((2, math.prod(_grid(len(x)))), np.float64)  # a pair for each block
+    _launch_columns("penalties", len(x), (x, a, c, len(x), sums))
+    sparse, variation = sums.sum(axis=1).tolist()
+    return sparse, variation
 
 
 def penalty_weights(x: Any, eps: float, eps_gradient: float) -> tuple[Any, Any]:

@@ -120,17 +120,13 @@ def relax_step(
     rho2: float,
     relaxation: float,
     positive: bool = False,
-) -> tuple[float, float]:
+) -> None:
     """End of an iteration, in place: w1 += r (x - z1), w2 += r (D x - z2), with z1 and z2 of the w1 and w2 given.
 
     Parameters
     ----------
     relaxation
         r, between 0 and 2.
-
-    Returns
-    -------
-    sum (x - z1)^2 and sum x^2: the iteration has ended where the first is small against the second.
 
     Raises
     ------
@@ -139,10 +135,8 @@ def relax_step(
     """
     check_shapes(w1.shape, x=x, w1=w1, w2=w2, a=a, c=c)
     x, a, c = (np.asarray(volume, np.float64) for volume in (x, a, c))
-    gap = x - _soft(w1, a / rho1, positive)
-    w1 += relaxation * gap
+    w1 += relaxation * (x - _soft(w1, a / rho1, positive))
     w2 += relaxation * (_differences(x) - _shrink(w2, c / rho2))
-    return float(np.sum(gap**2)), float(np.sum(x**2))
 
 
 def sparse_prox(w1: Array, a: Array, rho1: float, positive: bool = False) -> Array:

@@ -93,7 +93,7 @@ def run_sparse_tv(ops: Any, p: dict[str, Any], *, positive: bool) -> dict[str, A
         right_side = ops.split_step(p["b"], p["w1"], p["w2"], p["a"], p["c"], rho1, rho2, reflect, positive)
         results[f"split_step {reflect}"] = right_side
     w1, w2 = p["w1"].copy(), p["w2"].copy()
-    results["distance"], results["power"] = ops.relax_step(p["x"], w1, w2, p["a"], p["c"], rho1, rho2, 1.7, positive)
+    ops.relax_step(p["x"], w1, w2, p["a"], p["c"], rho1, rho2, 1.7, positive)
     results["w1"], results["w2"] = w1, w2
     results["sparse_prox"] = ops.sparse_prox(p["w1"], p["a"], rho1, positive)
     results["l1 norm"], results["TV norm"] = ops.penalties(p["map"], p["a"], p["c"])

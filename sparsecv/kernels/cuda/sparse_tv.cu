@@ -129,26 +129,21 @@ KERNEL void split_step(const float *__restrict__ b, const float *__restrict__ w1
 
 KERNEL void relax_step(const float *__restrict__ x, float *__restrict__ w1, float *__restrict__ w2,
                        const float *__restrict__ a, const float *__restrict__ c, int side, float rho1, float rho2,
-                       float relaxation, int positive, double *__restrict__ sums) {
+                       float relaxation, int positive) {
     const Column own = own_column(side);
-    float distance = 0.f, power = 0.f;
-    if (own.is_inside) {
-        const size_t volume = own.plane * side;
-        const float step1 = 1.f / rho1, step2 = 1.f / rho2;
-        size_t voxel = own.voxel;
-        for (int z = own.first; z < own.end; ++z, voxel += own.plane) {
-            const float here = x[voxel], w = w1[voxel], gap = here - soft(w, step1 * a[voxel], positive);
-            w1[voxel] = w + relaxation * gap;
-            distance += gap * gap;
-            power += here * here;
-            const Vector step = difference(x, voxel, steps_after(own, z, side)), v = load_vector(w2, volume, voxel);
-            const float factor = shrinkage(v, step2 * c[voxel]);
-            w2[voxel] = v.x + relaxation * (step.x - factor * v.x);
-            w2[volume + voxel] = v.y + relaxation * (step.y - factor * v.y);
-            w2[2 * volume + voxel] = v.z + relaxation * (step.z - factor * v.z);
-        }
+    if (!own.is_inside) return;
+    const size_t volume = own.plane * side;
+    const float step1 = 1.f / rho1, step2 = 1.f / rho2;
+    size_t voxel = own.voxel;
+    for (int z = own.first; z < own.end; ++z, voxel += own.plane) {
+        const float w = w1[voxel];
+        w1[voxel] = w + relaxation * (x[voxel] - soft(w, step1 * a[voxel], positive));
+        const Vector step = difference(x, voxel, steps_after(own, z, side)), v = load_vector(w2, volume, voxel);
+        const float factor = shrinkage(v, step2 * c[voxel]);
+        w2[voxel] = v.x + relaxation * (step.x - factor * v.x);
+        w2[volume + voxel] = v.y + relaxation * (step.y - factor * v.y);
+        w2[2 * volume + voxel] = v.z + relaxation * (step.z - factor * v.z);
     }
-    write_block_sums(distance, power, sums);
 }
 
 KERNEL void sparse_prox(const float *__restrict__ w1, const float *__restrict__ a, int side, float rho1, int positive,
