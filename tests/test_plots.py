@@ -12,7 +12,10 @@ from halfmaps import particle
 from scipy.spatial.transform import Rotation
 
 from sparsecv.engine.errors import InputError
-from sparsecv.engine.report import plots
+from sparsecv.engine.report import plots, strengths
+
+TRIALS = [{"sparse": s, "variation": v, "score": (s - 1) ** 2 + (v - 2) ** 2}
+          for s, v in ((1, 1), (1, 0.5), (1, 2), (1 / 3, 2), (3, 2))]
 
 
 def size_of_png(path) -> tuple[int, int]:
@@ -31,16 +34,26 @@ def draw_all(folder) -> None:
     curves["bad"] = np.where(shells > 20, np.nan, 0.9)
     plots.plot_fsc(folder / "fsc.png", curves, 64, 2.0, without_crossing=("bad",))
     plots.plot_slices(folder / "slices.png", particle(32, 2.0), 2.0)
+    plots.plot_slices(folder / "rows.png", {"before": particle(32, 2.0), "after": particle(32, 2.0)}, 2.0)
     plots.plot_angles(folder / "angles.png", rotations(500))
+    chosen = {half: {"kappa_sparse": 1.0, "kappa_variation": 2.0} for half in ("half 1", "half 2")}
+    strengths.plot_held_out(folder / "held_out.png", dict.fromkeys(chosen, TRIALS), chosen, title="Held-out scores")
+    shown = {"alpha": 0.1, "beta": 0.2, "epsilon": 0.5, "epsilon_gradient": 0.25, "noise": 0.3,
+             "objective": [-1.0, -2.0, -2.1], "gap": [0.5, 0.1, 0.01], "held_out": TRIALS}
+    strengths.plot_strengths(folder / "strengths.png", {number: [shown, shown] for number in (1, 2, 3)})
+    rows = [{"alpha": a, "beta": b, "score": a * b} for a in (0.4, 0.5) for b in (1.2, 1.6, 2.0)]
+    strengths.plot_scan(folder / "scan.png", rows, ("alpha", "beta"), {"score": "score", "beta": "another"})
 
 
 def test_figures_are_pictures_and_the_same_every_time(tmp_path):
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
         draw_all(tmp_path / name)
-    for name in ("fsc.png", "slices.png", "angles.png"):
+    drawn = sorted(path.name for path in (tmp_path / "first").iterdir())
+    assert len(drawn) == 7
+    for name in drawn:
         width, height = size_of_png(tmp_path / "first" / name)
-        assert 600 < width < 1600 and 300 < height < 900
+        assert 600 < width < 1600 and 300 < height < 1000
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
 
 
@@ -58,6 +71,27 @@ def test_odd_content_is_drawn(tmp_path):
         plots.plot_angles(tmp_path / "no.png", rotations(1)[:0])
     with pytest.raises(InputError, match="cube"):
         plots.plot_slices(tmp_path / "no.png", np.zeros((5, 5, 6)), 1.3)
+
+
+def test_odd_strengths_are_drawn(tmp_path):
+    """Nothing tried, a strength of 0, and a solver without certificate."""
+    none = {"kappa_sparse": 0.0, "kappa_variation": 0.0}
+    strengths.plot_held_out(tmp_path / "none.png", {"half 1": []}, {"half 1": none}, title="none")
+    shown = {"alpha": 0.0, "beta": 0.0, "epsilon": 1.0, "epsilon_gradient": 1.0, "noise": 1.0, "objective": [0.0],
+             "gap": []}
+    strengths.plot_strengths(tmp_path / "zero.png", {1: [shown, shown]})
+    rows = [{"kappa_sparse": 0.0, "kappa_variation": 0.0, "score": 1.0}]
+    strengths.plot_scan(tmp_path / "one.png", rows, ("kappa_sparse", "kappa_variation"), {"score": "score"})
+    assert all(size_of_png(path)[0] > 400 for path in tmp_path.iterdir())
+
+
+def test_lines_hold_the_other_strength():
+    """Through the start along one strength, and through the best of those along the other."""
+    scores = {(trial["variation"], trial["sparse"]): trial["score"] for trial in TRIALS}
+    ((held, line),) = strengths.lines_of(scores)
+    assert held == 1 and line == [(0.5, 2.25), (1, 1.0), (2, 0.0)]
+    ((held, line),) = strengths.lines_of({(s, v): score for (v, s), score in scores.items()})
+    assert held == 2 and [kappa for kappa, _ in line] == [1 / 3, 1, 3]
 
 
 def test_view_direction_is_that_of_rot_and_tilt():

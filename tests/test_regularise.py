@@ -81,7 +81,7 @@ def test_sums_of_half_maps_give_them_back() -> None:
     smooth = [low_pass(half, 1.0, 3.0, 1.0) for half in halves]  # Nyquist and the corners are not kept
     evidence = evidence_of_half_maps(cpu, *smooth, PIXEL_SIZE, SPHERE, SPHERE)
     for half, quarter in zip(smooth, evidence.quarters, strict=True):
-        np.testing.assert_allclose(quarter.solve(cpu) * SPHERE, half * SPHERE, atol=0.02 * np.abs(half).max())
+        np.testing.assert_allclose(quarter.solve(cpu) * SPHERE, half * SPHERE, atol=0.005 * np.abs(half).max())
     weight = weight_per_shell(*smooth, SPHERE)
     found = shell_means(cpu, evidence.quarters[0].weight, len(weight))
     np.testing.assert_allclose(found, weight, rtol=1e-5)

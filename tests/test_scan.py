@@ -112,7 +112,9 @@ def test_refinements_are_made_once_and_kept(refinement: Path, tmp_path: Path,
         status = json.loads((out / row["folder"] / "status.json").read_text())
         assert float(row["masked_resolution_05_A"]) == pytest.approx(status["masked_resolution_05"], rel=1e-5)
         assert float(row["resolution_0143_A"]) == pytest.approx(status["resolution_0143"], rel=1e-5)
-        settings = (out / row["folder"] / "run.toml").read_text()
+        folder = out / row["folder"]
+        assert (folder / "run_sparse_tv.png").is_file() and not list(folder.glob("*_held_out.png"))
+        settings = (folder / "run.toml").read_text()
         assert 'regulariser = "sparse-tv"' in settings and f"kappa_sparse = {row['kappa_sparse']}" in settings
     refinement.write_text(refinement.read_text() + "seed = 2\n")
     assert run("scan", *given, "0.5,1") == cli.WRONG_INPUT
@@ -120,6 +122,17 @@ def test_refinements_are_made_once_and_kept(refinement: Path, tmp_path: Path,
         f"sparsecv: error: {first}: the refinement there had seed = 1 (value '2'); rule: a scan goes on with the "
         "settings that it was started with; remedy: give another --output\n"
     )
+
+
+def test_a_choice_of_strengths_is_drawn(folder: Path, tmp_path: Path) -> None:
+    given = ("--particles", folder / "particles.star", "--reference", folder / "start.mrc", "--output", tmp_path,
+             "--local", "--initial-lowpass", 20, "--iterations", 3)
+    assert run("refine", *given, "--regulariser", "sparse-tv") == 0
+    assert [path.name for path in tmp_path.glob("*_held_out.png")] == ["run_it002_held_out.png"]
+    for path in (tmp_path / "run_it002_held_out.png", tmp_path / "run_sparse_tv.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+    assert run("refine", *given) == 0
+    assert not [*tmp_path.glob("*_held_out.png"), *tmp_path.glob("run_sparse_tv.png")]
 
 
 def test_a_refinement_that_was_stopped_goes_on(refinement: Path, tmp_path: Path,

@@ -19,18 +19,20 @@ from sparsecv.engine.io.star import StarFile
 from sparsecv.engine.refine.loop import Iteration, Refinement
 from sparsecv.engine.refine.noise import signal_to_noise
 from sparsecv.engine.report.plots import plot_angles, plot_fsc, plot_slices
+from sparsecv.engine.report.strengths import plot_held_out, plot_strengths
 
 PREFIX = "run"
 HALF_MAP = "run_half{}_class001_unfil.mrc"
 MAP = "run_class001.mrc"
 REGULARISED_MAP = "run_class001_regularised.mrc"
 REJECTED = "rejected.star"
+STRENGTHS = "run_sparse_tv.png"
 WRITTEN = (  # patterns of all that a refinement writes, but for its settings
     "run_it[0-9]*_*.png", "run_it[0-9]*_checkpoint.npz", HALF_MAP.format("[12]"), MAP, REGULARISED_MAP,
     "run_data.star",
     "run_model.star", REJECTED, "postprocess.mrc", "postprocess_masked.mrc", "postprocess_mask.mrc",
     "postprocess.star", "postprocess_fsc.xml", "status.json",
-    "run_half[12]_quarter[12]_accumulator.npz",
+    "run_half[12]_quarter[12]_accumulator.npz", STRENGTHS,
 )  # fmt: skip
 
 
@@ -52,7 +54,7 @@ def remove_results(folder: Path, keep: Iterable[Path | None], patterns: Iterable
 
 
 def write_iteration_pictures(folder: Path, refinement: Refinement, iteration: Iteration, regulariser: str) -> None:
-    """PNGs of the FSC, of the central slices and of the view directions after an iteration."""
+    """PNGs of the FSC, the central slices, the view directions, and the held-out scores where strengths were chosen."""
     state, geometry = refinement.state, refinement.particles.geometry
     prefix = f"run_it{state.iteration:03d}"
     title = f"iteration {state.iteration}"
@@ -62,8 +64,21 @@ def write_iteration_pictures(folder: Path, refinement: Refinement, iteration: It
     shown = average if iteration.joined is None else iteration.joined
     plot_slices(folder / f"{prefix}_slices.png", shown, geometry.pixel_size, title=f"Map ({regulariser}), {title}")
     kept = ~state.particles.is_rejected
+    halves = state.history[-1].get("regulariser", [])
+    chosen = {f"half {half}": shown for half, shown in enumerate(halves, start=1) if shown.get("held_out")}
+    if chosen:
+        trials = {label: shown["held_out"] for label, shown in chosen.items()}
+        plot_held_out(folder / f"{prefix}_held_out.png", trials, chosen, title=f"Held-out scores, {title}")
     plot_angles(folder / f"{prefix}_angles.png", state.particles.rotations[kept],
                 operators=refinement.particles.matrices, title=f"View directions, {title}")
+
+
+def write_strengths_picture(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:
+    """``run_sparse_tv.png``: strengths and solutions of all iterations; nothing where another prior was used."""
+    regularised = {entry["iteration"]: entry["regulariser"] for entry in history if "regulariser" in entry}
+    solved = {number: halves for number, halves in regularised.items() if all("objective" in one for one in halves)}
+    if solved:
+        plot_strengths(folder / STRENGTHS, solved)
 
 
 def write_data_star(path: Path, refinement: Refinement) -> None:

@@ -29,6 +29,7 @@ from sparsecv.engine.refine.outputs import (
     write_maps,
     write_model_star,
     write_rejected,
+    write_strengths_picture,
 )
 from sparsecv.engine.refine.prepare import Warn, check_rejected, prepare
 from sparsecv.engine.refine.settings import RefineSettings
@@ -229,6 +230,7 @@ def _finish(
     write_data_star(folder / "run_data.star", refinement)
     write_rejected(folder / REJECTED, table, refinement.state.rejected)
     write_model_star(folder / "run_model.star", refinement, iteration)
+    write_strengths_picture(folder, refinement.state.history)
     radius_px = geometry.diameter / 2 / table.pixel_size
     mtf = table.optics[0].mtf
     result = postprocess(*iteration.half_maps, table.pixel_size,

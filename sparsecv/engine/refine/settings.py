@@ -86,7 +86,7 @@ class SparseTvSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RegulariserSettings(SparseTvSettings):
-    """Which prior on the map, and how strong; of every command that regularises; None as above."""
+    """Which prior on the map, and how strong: of every command that regularises; None stands for a default."""
 
     regulariser: str = option("wiener", "prior on the map", choices=REGULARISERS)
     tau_factor: float | None = option(None, "wiener: strength of the data against the prior, RELION's T (default: 1)",

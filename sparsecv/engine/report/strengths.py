@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from sparsecv.engine.report.plots import COLOURS, STYLES, save_figure
 
 KAPPAS = {"variation": "$\\kappa$ of total variation", "sparse": "$\\kappa$ of sparsity"}
 UNIT = "units of the noise"
+MOST_TICKS = 8
 
 Trials = Sequence[Mapping[str, float]]
 
@@ -41,7 +44,7 @@ def plot_held_out(
         for number, (half, made) in enumerate(trials.items()):
             scores = {(trial[name], trial[other]): trial["score"] for trial in made}  # the newest of equal ones
             choice = (chosen[half][f"kappa_{name}"], chosen[half][f"kappa_{other}"])
-            for style, (held, line) in enumerate(_lines(scores)):
+            for style, (held, line) in enumerate(lines_of(scores)):
                 axes.plot(*zip(*line, strict=True), color=COLOURS[number], linestyle=STYLES[style % len(STYLES)],
                           marker="o", markersize=4, linewidth=1.5,
                           label=f"{half}, {'TV' if other == 'variation' else 'sparsity'} {held:.3g}")
@@ -59,7 +62,7 @@ def plot_held_out(
     save_figure(figure, path)
 
 
-def _lines(scores: Mapping[tuple[float, float], float]) -> list[tuple[float, list[tuple[float, float]]]]:
+def lines_of(scores: Mapping[tuple[float, float], float]) -> list[tuple[float, list[tuple[float, float]]]]:
     """Lines (kappa, score) of trials that share the other kappa, with its value: the longest, and those of three."""
     lines = {held: sorted((kappa, score) for (kappa, beside), score in scores.items() if beside == held)
              for held in sorted({beside for _, beside in scores})}
@@ -67,15 +70,74 @@ def _lines(scores: Mapping[tuple[float, float], float]) -> list[tuple[float, lis
     return [(held, line) for held, line in lines.items() if len(line) >= min(3, longest)]
 
 
-def _logarithmic(axes: Axes, values: set[float]) -> None:
-    """A logarithmic axis with a tick at each value that was tried."""
-    if not values or min(values) <= 0:
+def _logarithmic(axes: Axes, values: Iterable[float], which: Literal["x", "y"] = "x") -> None:
+    """A logarithmic axis with a tick at each value, where they are few; a linear one where a value is 0."""
+    ticks = sorted({float(f"{value:.3g}") for value in values})
+    if not ticks or ticks[0] <= 0:
         return
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(sorted(values)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axes.set(**{f"{which}scale": "log"})
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+    axis.set_minor_formatter(NullFormatter())
+    if len(ticks) <= MOST_TICKS:
+        axis.set_major_locator(FixedLocator(ticks))
+        axis.set_minor_locator(NullLocator())
+    else:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+
+
+def plot_strengths(path: str | Path, iterations: Mapping[int, Sequence[Mapping[str, Any]]]) -> None:
+    """Draw the strengths of each iteration of a refinement, and how its problems were solved.
+
+    Parameters
+    ----------
+    path
+        PNG file, written atomically.
+    iterations
+        By number of the iteration, for each half what the regulariser has shown: ``alpha``, ``beta``, ``epsilon``,
+        ``epsilon_gradient`` and ``noise``, of which the kappas follow in whichever units strengths were given;
+        ``objective`` and ``gap`` at the checks of the last solution; ``held_out`` where a choice was made.
+    """
+    figure = Figure(figsize=(12.6, 4.0), layout="constrained")
+    kappas, objective, gap = figure.subplots(1, 3)
+    numbers = sorted(iterations)
+    strengths: set[float] = set()
+    for half in range(2):
+        shown = [iterations[number][half] for number in numbers]
+        lines = {"TV": [one["beta"] / (one["noise"] * one["epsilon_gradient"]) for one in shown],
+                 "sparsity": [one["alpha"] / (one["noise"] * one["epsilon"]) for one in shown]}
+        for style, (label, values) in enumerate(lines.items()):
+            kappas.plot(numbers, values, color=COLOURS[half], linestyle=STYLES[style], marker="os"[style],
+                        markersize=7 - 3 * half, label=f"half {half + 1}, {label}")
+            strengths.update(values)
+    for number in numbers:
+        if any(one.get("held_out") for one in iterations[number]):
+            kappas.axvline(number, color="0.55", linewidth=1.0, linestyle=":", zorder=0)
+    shades = matplotlib.colormaps["cividis"](np.linspace(0, 0.9, len(numbers)))
+    for shade, number in zip(shades, numbers, strict=True):
+        for half, one in enumerate(iterations[number]):
+            look: dict[str, Any] = {"color": shade, "linestyle": STYLES[half], "marker": "o", "markersize": 3}
+            end = abs(one["objective"][-1]) or 1.0
+            checks = range(1, len(one["objective"]) + 1)
+            name = f"iteration {number}" if half == 0 and number in (numbers[0], numbers[-1]) else None
+            objective.plot(checks, [(value - one["objective"][-1]) / end for value in one["objective"]], label=name,
+                           **look)
+            if one["gap"]:
+                gap.plot(checks, one["gap"], **look)
+    _logarithmic(kappas, strengths, "y")
+    kappas.set(xlabel="iteration", ylabel=f"$\\kappa$ ({UNIT})", title="strengths (dotted: chosen anew)")
+    kappas.xaxis.set_major_locator(MaxNLocator(integer=True))
+    objective.set(xlabel="check of the solver", ylabel="(F - last F) / |last F|", title="objective")
+    gap.set(xlabel="check of the solver", ylabel="certified gap, of |F|", title="distance from the minimum, at most")
+    if gap.lines:
+        gap.set_yscale("log")
+    for axes in (objective, gap):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in (kappas, objective, gap):
+        axes.grid(color="0.92", linewidth=0.6)
+    kappas.legend(fontsize=8, framealpha=0.95)
+    objective.legend(fontsize=8, framealpha=0.95, title="solid: half 1, dashed: half 2", title_fontsize=8)
+    save_figure(figure, path)
 
 
 def plot_scan(
