@@ -81,6 +81,13 @@ def test_a_point_is_what_regularise_makes_of_it(folder: Path, tmp_path: Path, gr
         assert float(rows[1]["kappa_variation_half1"]) == pytest.approx(kappa, rel=1e-4)
 
 
+def test_a_point_does_not_depend_on_its_grid(folder: Path, tmp_path: Path) -> None:
+    for name, kappas in (("alone", "1"), ("between", "0.25,1,4")):
+        assert run("scan", "--accumulators", folder, "--output", tmp_path / name, "--kappas-sparse", kappas,
+                   "--kappas-variation", kappas) == 0
+    assert rows_of(tmp_path / "alone")[0] == rows_of(tmp_path / "between")[4]
+
+
 @pytest.fixture
 def refinement(folder: Path, tmp_path: Path) -> Path:
     """Settings file of a short local refinement."""

@@ -114,7 +114,6 @@ def _over_accumulators(settings: ScanSettings, ops: Any, warn: Say) -> Iterator[
                             warn)
     evidence = evidence_of_accumulators(ops, stored, support, sphere)
     problems = {half: HalfProblem.of(ops, own) for half, own in evidence.items()}
-    held_out: dict[int, HeldOut] = {}
     settings.output.mkdir(parents=True, exist_ok=True)
     for point in settings.points():
         regulariser = make_regulariser(settings.at(point))
@@ -124,9 +123,9 @@ def _over_accumulators(settings: ScanSettings, ops: Any, warn: Say) -> Iterator[
         maps = []
         for half, problem in problems.items():
             units, kappas = in_noise_units(regulariser, problem)
-            if half not in held_out:
-                held_out[half] = HeldOut.of(ops, problem, units, evidence[half].band, positive=regulariser.is_positive)
-            row[f"held_out_half{half}"] = held_out[half].score(ops, kappas).score
+            # Anew for each point: scores that start from the maps of the point before would depend on the grid.
+            held_out = HeldOut.of(ops, problem, units, evidence[half].band, positive=regulariser.is_positive)
+            row[f"held_out_half{half}"] = held_out.score(ops, kappas).score
             maps.append(ops.to_host(regulariser.solve(ops, problem, units.strengths(problem, kappas)).x))
             if settings.is_in_paper_units:
                 in_noise |= {f"kappa_sparse_half{half}": kappas.sparse, f"kappa_variation_half{half}": kappas.variation}
