@@ -94,7 +94,7 @@ def refinement(folder: Path, tmp_path: Path) -> Path:
     path = tmp_path / "settings.toml"
     path.write_text(
         f"[refine]\nparticles = '{folder / 'particles.star'}'\nreference = '{folder / 'start.mrc'}'\n"
-        "output = 'unused'\nlocal = true\ninitial_lowpass = 20.0\niterations = 2\n"
+        "output = 'unused'\nlocal = true\ninitial_lowpass = 0.0\niterations = 2\n"
         "regulariser = 'wiener'\ntau_factor = 2.0\n"
     )
     return path
@@ -133,7 +133,7 @@ def test_refinements_are_made_once_and_kept(refinement: Path, tmp_path: Path,
 
 def test_a_choice_of_strengths_is_drawn(folder: Path, tmp_path: Path) -> None:
     given = ("--particles", folder / "particles.star", "--reference", folder / "start.mrc", "--output", tmp_path,
-             "--local", "--initial-lowpass", 20, "--iterations", 3)
+             "--local", "--initial-lowpass", 0, "--iterations", 3)
     assert run("refine", *given, "--regulariser", "sparse-tv") == 0
     assert [path.name for path in tmp_path.glob("*_held_out.png")] == ["run_it002_held_out.png"]
     for path in (tmp_path / "run_it002_held_out.png", tmp_path / "run_sparse_tv.png"):

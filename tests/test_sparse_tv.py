@@ -21,7 +21,7 @@ from sparsecv.engine.refine.regularisers import Evidence, make_regulariser
 from sparsecv.engine.refine.regularisers.sparse_tv import PRESETS, Kappas, NoiseUnits, PaperUnits, SparseTv, held_out
 from sparsecv.engine.refine.regularisers.sparse_tv.grid import backprojection, folded_weight, mean_per_shell
 from sparsecv.engine.refine.regularisers.sparse_tv.half_problem import HalfProblem
-from sparsecv.engine.refine.regularisers.sparse_tv.held_out import HeldOut, Trial, choose_kappas, held_out_energy
+from sparsecv.engine.refine.regularisers.sparse_tv.held_out import HeldOut, LeftOut, Trial, choose_kappas
 from sparsecv.engine.refine.regularisers.sparse_tv.problem import (
     FORBIDDEN,
     Penalty,
@@ -286,11 +286,11 @@ def test_the_held_out_score_is_a_likelihood(problem: HalfProblem) -> None:
     left_out = problem.quarters[1].damped(0.1, np.zeros((BOX,) * 3, np.float32))  # N > 0 in the corners, too
     best = cpu.irfftn(cpu.rfftn(left_out.linear) / left_out.hessian, BOX)
     weight = np.ones_like(left_out.hessian)
-    gain, power = held_out_energy(cpu, left_out, best, weight)
-    assert gain == pytest.approx(-power, rel=1e-4)
-    assert held_out_energy(cpu, left_out, np.zeros_like(best), weight)[0] == pytest.approx(0, abs=1e-4 * power)
-    direct = 2 * left_out.value(cpu, problem.start)
-    assert held_out_energy(cpu, left_out, problem.start, weight)[0] == pytest.approx(direct, rel=1e-3)
+    found = LeftOut.of(cpu, left_out, weight)
+    assert found.misfit(cpu, best) == pytest.approx(0, abs=1e-4 * found.power)
+    assert found.misfit(cpu, np.zeros_like(best)) == pytest.approx(found.power, rel=1e-4)
+    likelihood = 2 * left_out.value(cpu, problem.start)
+    assert found.misfit(cpu, problem.start) - found.power == pytest.approx(likelihood, rel=1e-3)
 
 
 def test_the_choice_moves_away_from_wrong_strengths(problem: HalfProblem) -> None:

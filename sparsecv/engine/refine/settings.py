@@ -41,7 +41,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "kappa_variation": (0, 100),
     "alpha": (0, 100),
     "beta": (0, 100),
-    "gamma": (0, 100),
+    "gamma": (1e-6, 100),  # above 0: nothing else holds the map where there are no data
     "epsilon": (1e-12, 1e12),
     "epsilon_gradient": (1e-12, 1e12),
     "join_below": (0, 1000),
@@ -120,7 +120,7 @@ class RegulariserSettings(SparseTvSettings):
     def _refuse(self, names: Iterable[str], rule: str, remedy: str = "leave it away") -> None:
         for name in names:
             value = getattr(self, name)
-            if value:
+            if value is not None and value is not False:
                 shown = str(value) if isinstance(value, Path) else value
                 raise InputError("has no meaning here", item=name, value=shown, rule=rule, remedy=remedy)
 

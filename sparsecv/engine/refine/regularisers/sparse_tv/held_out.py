@@ -23,8 +23,9 @@ from sparsecv.engine.refine.regularisers.sparse_tv.strengths import Kappas, Nois
 
 FACTORS_VARIATION, FACTORS_SPARSE = (0.5, 2.0), (1 / 3, 3.0)  # neighbours tried, times the present value
 LOWEST, HIGHEST = 0.1, 10.0
+LEAST_WEIGHT = 1e-3  # of the mean of N, where B is divided by it
 WORTH = 0.01  # of the score: a weaker prior must predict that much better than a stronger one
-SCORE_GAP, SCORE_ITERATIONS = 1e-2, 12
+WARM_ITERATIONS, COLD_ITERATIONS = 4, 8  # of the splitting for a trial, from a neighbour's solution or the start
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,38 @@ class Trial:
     score: float
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """The data of a quarter that a map of the other one is to predict.
+
+    Attributes
+    ----------
+    whitened
+        B / N, complex half transform.
+    weight
+        w N, its real companion.
+    power
+        sum w |B|^2 / N over the spectrum.
+    """
+
+    whitened: Any
+    weight: Any
+    power: float
+
+    @classmethod
+    def of(cls, ops: Any, data: Quadratic, weight: Any) -> LeftOut:
+        """Data with the weights w."""
+        least = ops.xp.float32(LEAST_WEIGHT * float(data.hessian.mean()) + 1e-30)
+        floored = ops.xp.maximum(data.hessian, least)
+        whitened = ops.rfftn(data.linear) / floored
+        weighted = weight * floored
+        return cls(whitened, weighted, hermitian_sum(ops, weighted, whitened))
+
+    def misfit(self, ops: Any, x: Any) -> float:
+        """sum w N |X - B/N|^2 = sum w (N |X|^2 - 2 Re B* X) + power."""
+        return hermitian_sum(ops, self.weight, ops.rfftn(x) - self.whitened)
+
+
 @dataclass
 class HeldOut:
     """Held-out scores of one half.
@@ -43,15 +76,15 @@ class HeldOut:
     ----------
     problem, units
         The half and the units of its strengths.
-    weight
-        w, (box, box, box // 2 + 1) float32.
+    left_out
+        Data of the quarters, each to be predicted from the other.
     maps
         Solution of each quarter at the kappas tried last: neighbours start from it.
     """
 
     problem: HalfProblem
     units: NoiseUnits
-    weight: Any
+    left_out: tuple[LeftOut, LeftOut]
     positive: bool
     maps: list[Any]
 
@@ -60,32 +93,23 @@ class HeldOut:
         """Scores up to a band."""
         box = problem.quarters[0].size
         shells = np.arange(min(band, problem.last_shell) + 1, dtype=np.float64)
-        return cls(problem, units, shell_table(ops, shells**2, box), positive, [problem.start, problem.start])
+        weight = shell_table(ops, shells**2, box)
+        first, second = (LeftOut.of(ops, quarter, weight) for quarter in problem.quarters)
+        return cls(problem, units, (first, second), positive, [problem.start, problem.start])
 
-    def score(self, ops: Any, kappas: Kappas) -> Trial:
-        """E(kappas)."""
+    def score(self, ops: Any, kappas: Kappas, iterations: int = COLD_ITERATIONS) -> Trial:
+        """E(kappas), from maps solved by so many iterations."""
         strengths = self.units.strengths(self.problem, kappas, quarter=True)
         gain, power = 0.0, 0.0
         for number, own in enumerate(self.problem.quarters):
             penalty = strengths.penalty(ops, self.problem.start, self.problem.support, positive=self.positive)
             data = strengths.data(own, self.problem.previous)
-            found = solve(ops, data, penalty, self.maps[number], strengths.steps, gap=SCORE_GAP, most=SCORE_ITERATIONS)
+            found = solve(ops, data, penalty, self.maps[number], strengths.steps, most=iterations,
+                          check_every=iterations)
             self.maps[number] = found.x
-            one, two = held_out_energy(ops, self.problem.quarters[1 - number], found.x, self.weight)
-            gain, power = gain + one, power + two
+            other = self.left_out[1 - number]
+            gain, power = gain + other.misfit(ops, found.x) - other.power, power + other.power
         return Trial(kappas, gain / max(power, 1e-30))
-
-
-def held_out_energy(ops: Any, left_out: Quadratic, x: Any, weight: Any) -> tuple[float, float]:
-    """sum w (N |X|^2 - 2 Re B* X), and sum w |B|^2 / N, over the spectrum."""
-    xp = ops.xp
-    data, map_transform = ops.rfftn(left_out.linear), ops.rfftn(x)
-    floor = xp.maximum(left_out.hessian, xp.float32(1e-3 * float(left_out.hessian.mean()) + 1e-30))
-    whitened = data / floor
-    # N |X|^2 - 2 Re B* X = N |X - B/N|^2 - |B|^2 / N, both sums of squares
-    distance = hermitian_sum(ops, weight * floor, map_transform - whitened)
-    power = hermitian_sum(ops, weight * floor, whitened)
-    return distance - power, power
 
 
 def choose_kappas(ops: Any, held_out: HeldOut, start: Kappas) -> tuple[Kappas, list[Trial]]:
@@ -105,7 +129,7 @@ def choose_kappas(ops: Any, held_out: HeldOut, start: Kappas) -> tuple[Kappas, l
             value = float(np.clip(getattr(best.kappas, name) * factor, LOWEST, HIGHEST))
             kappas = Kappas(**{**vars(best.kappas), name: value})
             if kappas != best.kappas:
-                line.append(held_out.score(ops, kappas))
+                line.append(held_out.score(ops, kappas, WARM_ITERATIONS))
         trials += line[1:]
         best = _preferred(line, name)
     return best.kappas, trials
