@@ -280,6 +280,14 @@ def test_the_papers_strengths(problem: HalfProblem) -> None:
     assert strengths.gamma == pytest.approx(0.05 * problem.mean_weight)
 
 
+def test_the_papers_strengths_are_told_in_units_of_the_noise(problem: HalfProblem, evidence: Evidence) -> None:
+    units = PaperUnits(0.5, 1.8, 0.05, 0.1, 0.1 / 3)
+    shown = SparseTv(units, Kappas()).regularise(cpu, replace(evidence, iteration=2)).shown
+    assert shown["kappa_sparse"] == pytest.approx(0.5 * problem.power / problem.noise)
+    assert shown["kappa_variation"] == pytest.approx(1.8 * problem.power / problem.noise)
+    assert "held_out" not in shown
+
+
 # ---------------------------------------------------------------------------------------------- the held-out choice
 def test_the_held_out_score_is_a_likelihood(problem: HalfProblem) -> None:
     """N |X|^2 - 2 Re B* X = N |X - B/N|^2 - |B|^2 / N: lowest at B/N, where it is -|B|^2 / N."""

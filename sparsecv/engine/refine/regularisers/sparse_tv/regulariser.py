@@ -60,6 +60,7 @@ class SparseTv:
             strengths = self.units.strengths(problem, kappas)
         else:
             strengths = self.units.strengths(problem)
+            kappas = strengths.in_units_of(problem.noise)  # to be compared with those that a half would choose
         found = self.solve(ops, problem, strengths)
         memory = {"kappa_sparse": kappas.sparse, "kappa_variation": kappas.variation}
         return Regularised(found.x, memory, _shown(problem, strengths, kappas, found, trials))

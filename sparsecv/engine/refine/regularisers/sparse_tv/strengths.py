@@ -48,6 +48,11 @@ class Strengths:
             max(VARIATION_STEP * self.beta / self.epsilon_gradient**2, LEAST_VARIATION_STEP * self.mean_weight),
         )
 
+    def in_units_of(self, noise: float) -> Kappas:
+        """alpha / (sigma_b eps) and beta / (sigma_b eps')."""
+        noise = max(noise, 1e-30)
+        return Kappas(self.alpha / (noise * self.epsilon), self.beta / (noise * self.epsilon_gradient))
+
     def penalty(self, ops: Any, about: Any, support: Any, *, positive: bool = False) -> Penalty:
         """The weighted norms that majorise the log penalties about a map."""
         xp = ops.xp
