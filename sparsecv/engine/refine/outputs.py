@@ -61,8 +61,12 @@ def write_iteration_pictures(folder: Path, refinement: Refinement, iteration: It
     plot_fsc(folder / f"{prefix}_fsc.png", {"half maps, sphere": iteration.fsc}, geometry.box, geometry.pixel_size,
              title=f"FSC, {title}")
     average = (state.halves[0].reference + state.halves[1].reference) / 2
-    shown = average if iteration.joined is None else iteration.joined
-    plot_slices(folder / f"{prefix}_slices.png", shown, geometry.pixel_size, title=f"Map ({regulariser}), {title}")
+    prior, density = state.history[-1].get("prior", regulariser), average
+    if iteration.joined is not None:
+        prior, density = "wiener", iteration.joined
+    if iteration.joined_regularised is not None:
+        prior, density = regulariser, iteration.joined_regularised
+    plot_slices(folder / f"{prefix}_slices.png", density, geometry.pixel_size, title=f"Map ({prior}), {title}")
     kept = ~state.particles.is_rejected
     halves = state.history[-1].get("regulariser", [])
     chosen = {f"half {half}": shown for half, shown in enumerate(halves, start=1) if shown.get("held_out")}
