@@ -432,8 +432,8 @@ def test_options_that_do_not_go_together_are_refused(tmp_path: Path, wrong: dict
 # ----------------------------------------------------------------------------------------------------- in a refinement
 def one_iteration(folder: Path, **options: Any) -> Any:
     settings = RefineSettings(particles=folder / "particles.star", reference=folder / "reference.mrc", output=folder,
-                              local=True, threads=1, device="cpu", regulariser="sparse-tv",
-                              **{"initial_lowpass": 0, **options})
+                              local=True, threads=1, device="cpu",
+                              **{"initial_lowpass": 0, "regulariser": "sparse-tv", **options})
     refinement = prepare(settings, cpu, lambda text: None, Progress(io.StringIO()))
     iteration = refinement.iterate()
     return refinement, iteration
@@ -464,6 +464,18 @@ def test_the_prior_waits_until_the_halves_show_more_than_they_share(tmp_path: Pa
         refinement, _ = one_iteration(tmp_path, initial_lowpass=low_pass, join_below=low_pass)
         assert refinement.state.history[-1]["prior"] == prior
         assert all(half.reference.any() for half in refinement.state.halves)
+
+
+def test_a_wiener_prior_keeps_its_strength_while_others_wait(tmp_path: Path, truth: np.ndarray) -> None:
+    """There is nothing to stand back for: T holds from the first iteration on."""
+    write_particles(tmp_path, 60, BOX, density=truth, noise=2.0)
+    write_map(tmp_path / "reference.mrc", truth, PIXEL_SIZE)
+    norms = []
+    for tau_factor in (1.0, 0.05):
+        refinement, _ = one_iteration(tmp_path, initial_lowpass=12.0, join_below=12.0, regulariser="wiener",
+                                      tau_factor=tau_factor)
+        norms.append(float(np.linalg.norm(refinement.state.halves[0].reference)))
+    assert norms[1] < 0.9 * norms[0]
 
 
 def test_an_iteration_tells_what_was_chosen(tmp_path: Path, truth: np.ndarray) -> None:

@@ -225,9 +225,10 @@ class Refinement:
         A prior that sharpens what both halves start from gives them the same edges beyond the start's resolution; noise
         would be aligned to these in both, and the FSC would call it signal.
         """
+        if self.common is None or isinstance(self.regulariser, Wiener):
+            return self.regulariser
         found = resolution(curve, 0.143, self.particles.geometry.box, self.particles.geometry.pixel_size)
-        is_independent = self.common is None or self.common.is_exceeded_by(found)
-        return self.regulariser if is_independent else Wiener()
+        return self.regulariser if self.common.is_exceeded_by(found) else Wiener()
 
     def _regularise(
         self, results: list[HalfResult], curve: np.ndarray, prior: Regulariser
