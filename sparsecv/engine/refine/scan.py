@@ -138,9 +138,8 @@ def in_noise_units(regulariser: SparseTv, problem: HalfProblem) -> tuple[NoiseUn
     units = regulariser.units
     if isinstance(units, NoiseUnits):
         return units, regulariser.kappas
-    scale = problem.power / problem.noise
-    return NoiseUnits(units.gamma, units.epsilon, units.epsilon_gradient), Kappas(units.alpha * scale,
-                                                                                units.beta * scale)
+    kappas = units.strengths(problem).in_units_of(problem.noise)
+    return NoiseUnits(units.gamma, units.epsilon, units.epsilon_gradient), kappas
 
 
 # --------------------------------------------------------------------------------------------------- refinements
