@@ -7,9 +7,7 @@ quarters are those of all particles. Whatever follows the prefix ``run`` is read
 
 from __future__ import annotations
 
-import json
 import re
-import zipfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +17,7 @@ import numpy as np
 
 from sparsecv import __version__
 from sparsecv.engine.errors import InputError
-from sparsecv.engine.io.atomic import atomic_write
+from sparsecv.engine.io.npz import read_npz, write_npz
 from sparsecv.engine.io.regular import open_regular
 from sparsecv.engine.refine.volumes import Accumulator, half_width
 from sparsecv.kernels.contract import KERNELS
@@ -89,9 +87,7 @@ def write_accumulators(
             "last_shell": quarter.last_shell, "kernel": quarter.kernel,
         }  # fmt: skip
         path = accumulator_path(prefix, half, number)
-        with atomic_write(path) as temporary, open(temporary, "wb") as stream:
-            np.savez(stream, data=ops.to_host(quarter.data), weight=ops.to_host(quarter.weight),
-                     plain=np.frombuffer(json.dumps(plain).encode(), dtype=np.uint8))
+        write_npz(path, {"data": ops.to_host(quarter.data), "weight": ops.to_host(quarter.weight)}, plain)
         written.append(path)
     return written
 
@@ -170,13 +166,10 @@ def _read(path: Path, half: int, quarter: int) -> tuple[Accumulator, Origin]:
     """One file, checked: its checksums, its version, and that it holds what its name says."""
     try:
         with open(open_regular(path), "rb") as stream:
-            if not zipfile.is_zipfile(stream):
-                raise ValueError("it has no table of contents")
-            stream.seek(0)
-            stored = np.load(stream, allow_pickle=False)
-            plain = json.loads(stored["plain"].tobytes())
-            is_known = plain["format"] == FORMAT
-            arrays = {name: stored[name] for name in ("data", "weight")} if is_known else {}
+            arrays, plain = read_npz(stream)
+        is_known = plain["format"] == FORMAT
+        if is_known:
+            arrays = {name: arrays[name] for name in ("data", "weight")}
     except InputError:
         raise
     except Exception as error:  # the readers of zip, npy and JSON each show damage in several ways
@@ -196,7 +189,7 @@ def _read(path: Path, half: int, quarter: int) -> tuple[Accumulator, Origin]:
     side = 2 * half_width(plain["last_shell"]) + 1
     shape = (side, side, side // 2 + 1)
     data, weight = arrays["data"], arrays["weight"]
-    is_sound = data.shape == weight.shape == shape and (data.dtype, weight.dtype) == (np.complex64, np.float32)
+    is_sound = data.shape == weight.shape == shape and (data.dtype, weight.dtype) == (np.dtype("c8"), np.dtype("f4"))
     if not (is_sound and plain["kernel"] in KERNELS and np.isfinite(data).all() and np.isfinite(weight).all()):
         raise InputError("holds no usable sums", file=path, value=data.shape,
                          rule=f"complex64 data and float32 weights, {shape}, finite", remedy="write it again")

@@ -7,9 +7,7 @@ program wrote is not damaged: it is refused, as going on from an older one would
 
 from __future__ import annotations
 
-import json
 import re
-import zipfile
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -19,7 +17,7 @@ import numpy as np
 
 from sparsecv import __version__
 from sparsecv.engine.errors import InputError
-from sparsecv.engine.io.atomic import atomic_write
+from sparsecv.engine.io.npz import read_npz, write_npz
 from sparsecv.engine.refine.state import HalfState, ParticleState, RefinementState
 
 FORMAT = 3
@@ -56,10 +54,8 @@ def save_checkpoint(folder: Path, state: RefinementState, identity: dict[str, ob
         "history": state.history,
         "rejected": {str(row): reason for row, reason in state.rejected.items()},
     }
-    arrays["plain"] = np.frombuffer(json.dumps(plain).encode(), dtype=np.uint8)
     path = checkpoint_path(folder, state.iteration)
-    with atomic_write(path) as temporary, open(temporary, "wb") as stream:
-        np.savez(stream, **arrays)  # type: ignore[arg-type]  # NumPy's own types take the arrays for its options
+    write_npz(path, arrays, plain)
     for old in _all(folder)[KEPT:]:
         old.unlink()
     return path
@@ -92,12 +88,7 @@ def _all(folder: Path) -> list[Path]:
 
 def _read(path: Path) -> tuple[RefinementState, dict[str, object]]:
     with open(path, "rb") as stream:
-        if not zipfile.is_zipfile(stream):
-            raise ValueError("it has no table of contents")
-        stream.seek(0)
-        stored = np.load(stream, allow_pickle=False)
-        arrays = {name: stored[name] for name in stored.files}
-    plain = json.loads(arrays["plain"].tobytes())
+        arrays, plain = read_npz(stream)
     if plain["format"] != FORMAT:
         raise InputError(
             f"was written by another version of sparsecv ({plain.get('version', 'an early one')})", file=path,
