@@ -38,7 +38,7 @@ def draw_all(folder) -> None:
     plots.plot_angles(folder / "angles.png", rotations(500))
     chosen = {half: {"kappa_sparse": 1.0, "kappa_variation": 2.0} for half in ("half 1", "half 2")}
     strengths.plot_held_out(folder / "held_out.png", dict.fromkeys(chosen, TRIALS), chosen, title="Held-out scores")
-    shown = {"alpha": 0.1, "beta": 0.2, "epsilon": 0.5, "epsilon_gradient": 0.25, "noise": 0.3,
+    shown = {"kappa_sparse": 0.1 / (0.3 * 0.5), "kappa_variation": 0.2 / (0.3 * 0.25),
              "objective": [-1.0, -2.0, -2.1], "gap": [0.5, 0.1, 0.01], "held_out": TRIALS}
     strengths.plot_strengths(folder / "strengths.png", {number: [shown, shown] for number in (1, 2, 3)})
     rows = [{"alpha": a, "beta": b, "score": a * b} for a in (0.4, 0.5) for b in (1.2, 1.6, 2.0)]
@@ -77,8 +77,7 @@ def test_odd_strengths_are_drawn(tmp_path):
     """Nothing tried, a strength of 0, and a solver without certificate."""
     none = {"kappa_sparse": 0.0, "kappa_variation": 0.0}
     strengths.plot_held_out(tmp_path / "none.png", {"half 1": []}, {"half 1": none}, title="none")
-    shown = {"alpha": 0.0, "beta": 0.0, "epsilon": 1.0, "epsilon_gradient": 1.0, "noise": 1.0, "objective": [0.0],
-             "gap": []}
+    shown = none | {"objective": [0.0], "gap": []}
     strengths.plot_strengths(tmp_path / "zero.png", {1: [shown, shown]})
     rows = [{"kappa_sparse": 0.0, "kappa_variation": 0.0, "score": 1.0}]
     strengths.plot_scan(tmp_path / "one.png", rows, ("kappa_sparse", "kappa_variation"), {"score": "score"})

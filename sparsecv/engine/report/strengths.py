@@ -94,9 +94,9 @@ def plot_strengths(path: str | Path, iterations: Mapping[int, Sequence[Mapping[s
     path
         PNG file, written atomically.
     iterations
-        By number of the iteration, for each half what the regulariser has shown: ``alpha``, ``beta``, ``epsilon``,
-        ``epsilon_gradient`` and ``noise``, of which the kappas follow in whichever units strengths were given;
-        ``objective`` and ``gap`` at the checks of the last solution; ``held_out`` where a choice was made.
+        By number of the iteration, for each half what the regulariser has shown: ``kappa_sparse`` and
+        ``kappa_variation``; ``objective`` and ``gap`` at the checks of the last solution; ``held_out`` where a choice
+        was made.
     """
     figure = Figure(figsize=(12.6, 4.0), layout="constrained")
     kappas, objective, gap = figure.subplots(1, 3)
@@ -104,8 +104,7 @@ def plot_strengths(path: str | Path, iterations: Mapping[int, Sequence[Mapping[s
     strengths: set[float] = set()
     for half in range(2):
         shown = [iterations[number][half] for number in numbers]
-        lines = {"TV": [one["beta"] / (one["noise"] * one["epsilon_gradient"]) for one in shown],
-                 "sparsity": [one["alpha"] / (one["noise"] * one["epsilon"]) for one in shown]}
+        lines = {"TV": [one["kappa_variation"] for one in shown], "sparsity": [one["kappa_sparse"] for one in shown]}
         for style, (label, values) in enumerate(lines.items()):
             kappas.plot(numbers, values, color=COLOURS[half], linestyle=STYLES[style], marker="os"[style],
                         markersize=7 - 3 * half, label=f"half {half + 1}, {label}")
