@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 KERNELS = ("trilinear", "gaussian")
+LEAST_DENOMINATOR = 1e-30  # of a quotient: where nothing was deposited, the data are 0, too
 
 
 def half_width(shape: tuple[int, ...]) -> int:
@@ -71,3 +72,33 @@ def check_volumes(shape: tuple[int, ...], **volumes: Any) -> None:
     for name, volume in volumes.items():
         if volume.dtype != "float32" or not volume.flags.c_contiguous:
             raise ValueError(f"{name} is a contiguous float32 array, not {volume.dtype}, strides {volume.strides}")
+
+
+def bins_of(side: int, bin: int) -> int:
+    """Bins along a side, the last of which may be partial; ValueError for bins without a voxel."""
+    if bin < 1:
+        raise ValueError(f"a bin has at least one voxel along a side, not {bin}")
+    return -(-side // bin)
+
+
+def check_taps(taps: Any) -> int:
+    """Radius of a symmetric window with 2 r + 1 taps; ValueError for an even number of them."""
+    if taps.ndim != 1 or len(taps) % 2 == 0:
+        raise ValueError(f"a window has an odd number of taps, not shape {tuple(taps.shape)}")
+    return len(taps) // 2
+
+
+def check_chosen(chosen: Any) -> None:
+    """Refuse, with ValueError, numbers of filters that are not uint8 and contiguous."""
+    if chosen.dtype != "uint8" or not chosen.flags.c_contiguous:
+        raise ValueError(f"chosen is a contiguous uint8 array, not {chosen.dtype}, strides {chosen.strides}")
+
+
+def check_quotient(data: Any, weight: Any, floor: Any, prior: Any) -> int:
+    """Half width of the volumes of a quotient; ValueError for shapes that do not belong together."""
+    if data.shape != weight.shape:
+        raise ValueError(f"data {tuple(data.shape)} and weight {tuple(weight.shape)} differ in shape")
+    if floor.ndim != 1 or floor.shape != prior.shape:
+        raise ValueError(f"floor and prior have one value for each shell, not {tuple(floor.shape)} and "
+                         f"{tuple(prior.shape)}")  # fmt: skip
+    return half_width(data.shape)

@@ -15,8 +15,18 @@ import numba
 import numpy as np
 from scipy import fft
 
-from sparsecv.kernels.contract import check_candidates, check_kernel, check_reach
+from sparsecv.kernels.contract import (
+    LEAST_DENOMINATOR,
+    check_candidates,
+    check_kernel,
+    check_quotient,
+    check_reach,
+)
 from sparsecv.kernels.cpu_compile import compiled, compiled_parallel
+from sparsecv.kernels.cpu_nonuniform import butterworth as butterworth
+from sparsecv.kernels.cpu_nonuniform import filtered_error as filtered_error
+from sparsecv.kernels.cpu_nonuniform import take_better as take_better
+from sparsecv.kernels.cpu_nonuniform import window as window
 from sparsecv.kernels.cpu_sparse_tv import penalties as penalties
 from sparsecv.kernels.cpu_sparse_tv import penalty_weights as penalty_weights
 from sparsecv.kernels.cpu_sparse_tv import relax_step as relax_step
@@ -50,6 +60,16 @@ def rfftn(volume: Any) -> Any:
 def irfftn(transform: Any, box: int) -> Any:
     """Volume (box, box, box) of a half transform."""
     return fft.irfftn(transform, s=(box, box, box), workers=numba.get_num_threads(), overwrite_x=True)
+
+
+def ifft(values: Any, axis: int) -> Any:
+    """Inverse transform along one axis."""
+    return fft.ifft(values, axis=axis, workers=numba.get_num_threads())
+
+
+def irfft(values: Any, size: int) -> Any:
+    """Real values of half transforms along the last axis."""
+    return fft.irfft(values, n=size, workers=numba.get_num_threads())
 
 
 # ---------------------------------------------------------------------------------------------- slices and scores
@@ -422,6 +442,54 @@ def sum_volume_shells(first: Any, second: Any, padding: int, n_shells: int) -> A
     partial = np.zeros((first.shape[0], n_shells, 3), dtype=np.float64)
     _volume_shells(partial, first, second, float(padding))
     return partial.sum(axis=0)
+
+
+@compiled_parallel
+def _real_shells(partial, values, padding):
+    c = (values.shape[0] - 1) // 2
+    for iz in numba.prange(values.shape[0]):
+        sums = partial[iz]
+        for iy in range(values.shape[1]):
+            across = (iz - c) ** 2 + (iy - c) ** 2
+            for ix in range(values.shape[2]):
+                s = int(np.rint(np.sqrt(np.float32(across + ix * ix)) / padding))
+                if s < sums.shape[0]:
+                    twice = 2.0 if ix > 0 else 1.0
+                    sums[s, 0] += twice * values[iz, iy, ix]
+                    sums[s, 1] += twice
+
+
+def mean_volume_shells(values: Any, padding: int, n_shells: int) -> np.ndarray:
+    """Mean of a real half volume per shell: see the reference."""
+    partial = np.zeros((values.shape[0], n_shells, 2), dtype=np.float64)
+    _real_shells(partial, values, np.float32(padding))
+    sums = partial.sum(axis=0)
+    means: np.ndarray = sums[:, 0] / np.maximum(sums[:, 1], 1)
+    return means
+
+
+@compiled_parallel
+def _quotient(out, data, weight, floor, prior, padding):
+    c = (data.shape[0] - 1) // 2
+    last, least = floor.shape[0], np.float32(LEAST_DENOMINATOR)
+    for iz in numba.prange(data.shape[0]):
+        for iy in range(data.shape[1]):
+            across = (iz - c) ** 2 + (iy - c) ** 2
+            for ix in range(data.shape[2]):
+                shell = int(np.rint(np.sqrt(np.float32(across + ix * ix)) / padding))
+                if shell < last:
+                    denominator = max(max(weight[iz, iy, ix], floor[shell]) + prior[shell], least)
+                    out[iz, iy, ix] = data[iz, iy, ix] * (np.float32(1) / denominator)
+                else:
+                    out[iz, iy, ix] = 0
+
+
+def quotient(data: Any, weight: Any, floor: Any, prior: Any, padding: int) -> Any:
+    """B / (N + prior) per shell: see :func:`sparsecv.kernels.reference.quotient`."""
+    check_quotient(data, weight, floor, prior)
+    out = np.empty_like(data)
+    _quotient(out, data, weight, _f32(floor), _f32(prior), np.float32(padding))
+    return out
 
 
 def _flat(volume: Any) -> tuple[np.ndarray, int, int]:

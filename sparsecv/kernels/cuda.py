@@ -15,8 +15,20 @@ from typing import Any
 
 import numpy as np
 
-from sparsecv.kernels.contract import check_candidates, check_kernel, check_reach, check_shifts, half_width
+from sparsecv.kernels.contract import (
+    LEAST_DENOMINATOR,
+    check_candidates,
+    check_kernel,
+    check_quotient,
+    check_reach,
+    check_shifts,
+    half_width,
+)
 from sparsecv.kernels.cuda_launch import blocks, contiguous, import_cupy, launch
+from sparsecv.kernels.cuda_nonuniform import butterworth as butterworth
+from sparsecv.kernels.cuda_nonuniform import filtered_error as filtered_error
+from sparsecv.kernels.cuda_nonuniform import take_better as take_better
+from sparsecv.kernels.cuda_nonuniform import window as window
 from sparsecv.kernels.cuda_sparse_tv import penalties as penalties
 from sparsecv.kernels.cuda_sparse_tv import penalty_weights as penalty_weights
 from sparsecv.kernels.cuda_sparse_tv import relax_step as relax_step
@@ -68,6 +80,18 @@ def irfftn(transform: Any, box: int) -> Any:
     """Volume of a half transform, which may be overwritten, float32: see :func:`.reference.irfftn`."""
     (transform,) = contiguous(np.complex64, transform)
     return _fft().irfftn(transform, s=(box, box, box), overwrite_x=True)
+
+
+def ifft(values: Any, axis: int) -> Any:
+    """Inverse transform along one axis, complex64: see :func:`.reference.ifft`."""
+    (values,) = contiguous(np.complex64, values)
+    return _fft().ifft(values, axis=axis)
+
+
+def irfft(values: Any, size: int) -> Any:
+    """Real values of half transforms along the last axis, float32: see :func:`.reference.irfft`."""
+    (values,) = contiguous(np.complex64, values)
+    return _fft().irfft(values, n=size)
 
 
 def _fft() -> Any:
@@ -187,11 +211,46 @@ def sum_volume_shells(first: Any, second: Any, padding: float, n_shells: int) ->
     c = half_width(first.shape)
     if second.shape != first.shape:
         raise ValueError(f"the volumes differ in shape: {first.shape} and {second.shape}")
-    if n_shells > MAX_SHELLS:
-        raise ValueError(f"at most {MAX_SHELLS} shells fit into shared memory, not {n_shells}")
+    capacity = _shell_capacity(n_shells)
     first, second = contiguous(np.complex64, first, second)
     sums = import_cupy().zeros((n_shells, 3), np.float64)
-    capacity = max(64, 1 << (n_shells - 1).bit_length())  # few values, so that few modules are built
     arguments = (first, second, c, float(padding), n_shells, sums)
     launch("shells", "sum_volume_shells", (2 * c + 1,), arguments, SHELLS=capacity)
     return sums
+
+
+def _shell_capacity(n_shells: int) -> int:
+    """Shells that a histogram in shared memory has room for: few values, so that few modules are built."""
+    if n_shells > MAX_SHELLS:
+        raise ValueError(f"at most {MAX_SHELLS} shells fit into shared memory, not {n_shells}")
+    return max(64, 1 << (n_shells - 1).bit_length())
+
+
+def mean_volume_shells(values: Any, padding: float, n_shells: int) -> np.ndarray:
+    """Mean of a real half volume per shell, on the host: see :func:`.reference.mean_volume_shells`.
+
+    Raises
+    ------
+    ValueError
+        For more than MAX_SHELLS shells.
+    """
+    c, capacity = half_width(values.shape), _shell_capacity(n_shells)
+    (values,) = contiguous(np.float32, values)
+    sums = import_cupy().zeros((n_shells, 2), np.float64)
+    launch("shells", "sum_real_shells", (2 * c + 1,), (values, c, float(padding), n_shells, sums), SHELLS=capacity)
+    found = to_host(sums)
+    means: np.ndarray = found[:, 0] / np.maximum(found[:, 1], 1)
+    return means
+
+
+def quotient(data: Any, weight: Any, floor: Any, prior: Any, padding: float) -> Any:
+    """B / (N + prior) per shell, complex64: see :func:`.reference.quotient`."""
+    c = check_quotient(data, weight, floor, prior)
+    (data,) = contiguous(np.complex64, data)
+    (weight,) = contiguous(np.float32, weight)
+    cupy = import_cupy()
+    tables = [cupy.asarray(np.asarray(table, np.float32)) for table in (floor, prior)]
+    out = cupy.empty_like(data)
+    arguments = (data, weight, c, float(padding), *tables, len(floor), LEAST_DENOMINATOR, out)
+    launch("shells", "quotient", (blocks(c + 1), 2 * c + 1, 2 * c + 1), arguments)
+    return out

@@ -28,7 +28,19 @@ from typing import Any
 
 import numpy as np
 
-from sparsecv.kernels.contract import check_candidates, check_kernel, check_reach, check_shifts, half_width
+from sparsecv.kernels.contract import (
+    LEAST_DENOMINATOR,
+    check_candidates,
+    check_kernel,
+    check_quotient,
+    check_reach,
+    check_shifts,
+    half_width,
+)
+from sparsecv.kernels.reference_nonuniform import butterworth as butterworth
+from sparsecv.kernels.reference_nonuniform import filtered_error as filtered_error
+from sparsecv.kernels.reference_nonuniform import take_better as take_better
+from sparsecv.kernels.reference_nonuniform import window as window
 from sparsecv.kernels.reference_sparse_tv import penalties as penalties
 from sparsecv.kernels.reference_sparse_tv import penalty_weights as penalty_weights
 from sparsecv.kernels.reference_sparse_tv import relax_step as relax_step
@@ -72,6 +84,16 @@ def irfftn(transform: Array, box: int) -> Array:
     The other back ends may overwrite the transform.
     """
     return np.fft.irfftn(np.asarray(transform, np.complex128), s=(box, box, box), axes=(0, 1, 2))
+
+
+def ifft(values: Array, axis: int) -> Array:
+    """Inverse transform along one axis of any array, complex128."""
+    return np.fft.ifft(np.asarray(values, np.complex128), axis=axis)
+
+
+def irfft(values: Array, size: int) -> Array:
+    """Real values, ``size`` of them, of half transforms along the last axis, float64."""
+    return np.fft.irfft(np.asarray(values, np.complex128), n=size)
 
 
 def _positions(rotation: Array, kx: Array, ky: Array, padding: float) -> tuple[Array, Array]:
@@ -330,3 +352,44 @@ def sum_volume_shells(first: Array, second: Array, padding: float, n_shells: int
     shell = np.minimum(shell, n_shells).ravel()
     sums = [np.bincount(shell, (times * term).ravel(), n_shells + 1)[:n_shells] for term in terms]
     return np.stack(sums, axis=1)
+
+
+def mean_volume_shells(values: Array, padding: float, n_shells: int) -> Array:
+    """Mean of a real half volume per shell round(|v| / padding), over the Friedel-completed volume.
+
+    Returns
+    -------
+    (n_shells,) float64 on the host; 0 where a shell has no voxel.
+    """
+    sums = sum_volume_shells(values, np.ones_like(values), padding, n_shells)
+    return sums[:, 0] / np.maximum(sums[:, 2], 1)
+
+
+def quotient(data: Array, weight: Array, floor: Array, prior: Array, padding: float) -> Array:
+    """Fourier volume of a map from its sums, V = B / (max(N, floor_s) + prior_s) up to the last shell [Scheres2012].
+
+    s = round(|v| / padding), as in `sum_volume_shells`. Where the denominator is 0 the result is B times 1e30.
+
+    Parameters
+    ----------
+    data, weight
+        B, (2c+1, 2c+1, c+1) complex, and N, real.
+    floor, prior
+        (S,) real on the host, not negative: per shell. Beyond the last of these shells the result is 0.
+
+    Returns
+    -------
+    (2c+1, 2c+1, c+1) complex128.
+
+    Raises
+    ------
+    ValueError
+        When the shapes do not belong together.
+    """
+    c = check_quotient(data, weight, floor, prior)
+    axis = np.arange(-c, c + 1)
+    radius = np.sqrt(axis[:, None, None] ** 2 + axis[None, :, None] ** 2 + np.arange(c + 1) ** 2)
+    shell = np.minimum(np.rint(radius / padding).astype(np.int64), len(floor))
+    floors, priors = (np.append(np.asarray(table, np.float64), 0) for table in (floor, prior))
+    denominator = np.maximum(np.maximum(weight, floors[shell]) + priors[shell], LEAST_DENOMINATOR)
+    return np.where(shell < len(floor), data / denominator, 0)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sparsecv.engine.refine.regularisers.wiener import prior_precision
-from sparsecv.engine.refine.volumes import Accumulator, radial
+from sparsecv.engine.refine.volumes import PADDING, Accumulator, radial
 
 
 def frame_shift(rotations: np.ndarray, shifts_px: np.ndarray, matrices: np.ndarray) -> np.ndarray:
@@ -45,13 +45,16 @@ def share_low_resolution(
     ops: Any, first: Accumulator, second: Accumulator, last_shared: int
 ) -> tuple[Accumulator, Accumulator]:
     """Two accumulators, each with the mean of both up to a shell: it keeps the halves in one frame."""
-    xp = ops.xp
-    low = radial(ops, np.arange(first.last_shell + 1) <= last_shared, first.weight.shape) > 0
-    data, weight = (first.data + second.data) / 2, (first.weight + second.weight) / 2
-    shared = [
-        replace(own, data=xp.where(low, data, own.data), weight=xp.where(low, weight, own.weight))
-        for own in (first, second)
-    ]
+    xp, c = ops.xp, first.weight.shape[2] - 1
+    reach = min(PADDING * last_shared + 1, c)  # nothing farther out lies in these shells
+    cube = (slice(c - reach, c + reach + 1), slice(c - reach, c + reach + 1), slice(0, reach + 1))
+    low = radial(ops, np.arange(last_shared + 1) >= 0, first.weight[cube].shape) > 0
+    shared = [replace(own, data=own.data.copy(), weight=own.weight.copy()) for own in (first, second)]
+    for name in ("data", "weight"):
+        one, two = getattr(first, name)[cube], getattr(second, name)[cube]
+        mean = (one + two) / 2
+        for result, own in zip(shared, (one, two), strict=True):
+            getattr(result, name)[cube] = xp.where(low, mean, own)
     return shared[0], shared[1]
 
 

@@ -45,7 +45,7 @@ class Iteration:
     noise_gain
         Mean weight per shell of all particles: 1 over the noise power of the average map.
     regularised
-        What the regulariser returned for each half; empty for the last iteration.
+        What the regulariser returned for each half; of the last iteration only where it shows something of the halves.
     joined
         Wiener-filtered map of all particles, float32 on the host; of the last iteration only.
     joined_regularised
@@ -204,6 +204,12 @@ class Refinement:
             reference = self.ops.xp.asarray((self.state.halves[0].reference + self.state.halves[1].reference) / 2)
             evidence = self._evidence((first, second), reference, iteration.fsc, memory, number=1)
             iteration.joined_regularised = self.ops.to_host(prior.regularise(self.ops, evidence).reference)
+        if self.regulariser.shows_halves:
+            iteration.regularised = tuple(
+                self.regulariser.regularise(self.ops, self._evidence(result.quarters, self.ops.xp.asarray(half.reference),
+                                                                     iteration.fsc, half.memory, number=1))
+                for half, result in zip(self.state.halves, results, strict=True)
+            )  # fmt: skip
         if self.keeps_accumulators:
             iteration.quarters = tuple(result.quarters for result in results)
 

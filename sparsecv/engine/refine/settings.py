@@ -14,15 +14,19 @@ from sparsecv.engine.settings import check_range, option, required
 from sparsecv.kernels import DEVICES
 from sparsecv.kernels.contract import KERNELS
 
-REGULARISERS = ("wiener", "sparse-tv")
+REGULARISERS = ("wiener", "sparse-tv", "nonuniform")
 STRENGTHS = ("held-out", "noise", "paper")
 SOLVERS = ("splitting", "paper")
 PRESET_NAMES = ("beta-galactosidase", "80s-ribosome", "ha-trimer", "hrd1-hrd3", "tmem16a")
+NU_OPTIONS = ("nu_preset", "nu_family", "nu_selection", "nu_order", "nu_filters", "nu_awf", "nu_coarsest")
 SPARSE_TV_OPTIONS = ("strength", "preset", "gamma", "epsilon", "epsilon_gradient", "solver", "positivity")
+NU_FAMILIES = ("butterworth", "local-wiener", "sparse-tv")
+NU_SELECTIONS = ("like-for-like", "literal")
+NU_PRESETS = ("paper",)
 OFFERED_DEVICES = DEVICES[:3]  # the last, the float64 definition, is for tests
 CHOICES = {
     "regulariser": REGULARISERS, "device": DEVICES, "kernel": KERNELS, "strength": STRENGTHS, "solver": SOLVERS,
-    "preset": PRESET_NAMES,
+    "preset": PRESET_NAMES, "nu_family": NU_FAMILIES, "nu_selection": NU_SELECTIONS, "nu_preset": NU_PRESETS,
 }  # fmt: skip
 PATHS = ("particles", "reference", "output", "mask", "data_dir", "half1", "half2", "accumulators", "previous",
          "refine")
@@ -44,6 +48,11 @@ RANGES: dict[str, tuple[float, float]] = {
     "gamma": (1e-6, 100),  # above 0: nothing else holds the map where there are no data
     "epsilon": (1e-12, 1e12),
     "epsilon_gradient": (1e-12, 1e12),
+    "nu_order": (1, 50),
+    "nu_filters": (1, 250),
+    "nu_awf": (0.1, 20),
+    "nu_coarsest": (1, 1000),
+    "nu_share": (0, 100),
     "join_below": (0, 1000),
     "batch_memory": (1, 1e6),
     "most_rejected": (0, 100),
@@ -85,7 +94,36 @@ class SparseTvSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegulariserSettings(SparseTvSettings):
+class NonUniformSettings:
+    """Cross-validated local filters; None stands for a preset's value, or the default."""
+
+    nu_preset: str | None = option(None, "nonuniform: order 2, 50 filters, AWF 2 and the literal selection, as published",
+                                   choices=NU_PRESETS, expert=True)
+    nu_family: str | None = option(None, "nonuniform: what is chosen locally (default: butterworth)",
+                                   choices=NU_FAMILIES, expert=True)
+    nu_selection: str | None = option(None, "nonuniform: filters compared within equal windows, coarse to fine, or by "
+                                      "the paper's equation 6 (default: like-for-like)", choices=NU_SELECTIONS,
+                                      expert=True)
+    nu_order: int | None = option(None, "nonuniform: order of the Butterworth filters (default: 8)", expert=True)
+    nu_filters: int | None = option(None, "nonuniform: number of filters, equispaced in frequency (default: 12)",
+                                    expert=True)
+    nu_awf: float | None = option(None, "nonuniform: adaptive window factor, width of a window in wavelengths of its "
+                                  "filter (default: 2.5)", expert=True)
+    nu_coarsest: float | None = option(None, "nonuniform: wavelength of the coarsest filter, A (default: 25)",
+                                       expert=True)
+
+    @property
+    def nu_values(self) -> dict[str, Any]:
+        """What was given, over the preset's values and the defaults."""
+        defaults = {"nu_family": "butterworth", "nu_selection": "like-for-like", "nu_order": 8, "nu_filters": 12,
+                    "nu_awf": 2.5, "nu_coarsest": 25.0}  # fmt: skip
+        paper = {"nu_selection": "literal", "nu_order": 2, "nu_filters": 50, "nu_awf": 2.0}
+        given = {name: value for name in defaults if (value := getattr(self, name)) is not None}
+        return defaults | (paper if self.nu_preset == "paper" else {}) | given
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegulariserSettings(NonUniformSettings, SparseTvSettings):
     """Which prior on the map, and how strong: of every command that regularises; None stands for a default."""
 
     regulariser: str = option("wiener", "prior on the map", choices=REGULARISERS)
@@ -100,11 +138,15 @@ class RegulariserSettings(SparseTvSettings):
                                            "(default: 1)", expert=True)
     alpha: float | None = option(None, "sparse-tv, paper's units: strength of sparsity", expert=True)
     beta: float | None = option(None, "sparse-tv, paper's units: strength of total variation", expert=True)
+    nu_share: float | None = option(None, "nonuniform: percentage of the signal's voxels that must use a filter for "
+                                    "the search to go as far (default: 1)", expert=True)
 
     def check_regulariser(self) -> None:
         """Refuse, with InputError, options that the chosen regulariser does not know or that exclude one another."""
         if self.regulariser != "wiener":
             self._refuse(("tau_factor",), "of the Wiener filter alone")
+        if self.regulariser != "nonuniform":
+            self._refuse((*NU_OPTIONS, "nu_share"), "of nonuniform alone")
         if self.regulariser != "sparse-tv":
             self._refuse((*SPARSE_TV_OPTIONS, "alpha", "beta", "kappa_sparse", "kappa_variation"), "of sparse-tv alone")
             return

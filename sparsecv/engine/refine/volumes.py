@@ -67,12 +67,25 @@ def volume_to_map(ops: Any, volume: Any, box: int, kernel: str) -> Any:
         transform[outer] = volume[inner]
     del volume  # gigabytes, at the largest boxes
     transform *= xp.float32(box)
-    padded = ops.irfftn(transform, big)
+    density = _central_part(ops, transform, box)
     del transform
-    density = xp.empty((box, box, box), dtype=xp.float32)
-    for inner, outer in _octants(box, big):
-        density[inner] = padded[outer]
     return correct_gridding(density, PADDING, kernel, xp)
+
+
+def _central_part(ops: Any, transform: Any, box: int) -> Any:
+    """The central box of the inverse of a half transform whose voxel 0 is the centre, (box, box, box).
+
+    Axis by axis, so that what lies outside of the box is dropped as soon as it can be: two fifths of the time and half
+    of the memory of a whole inverse transform are saved.
+    """
+    xp, big = ops.xp, transform.shape[0]
+    half = box // 2
+    planes = ops.ifft(transform, 0)
+    planes = xp.concatenate([planes[big - half :], planes[: box - half]], axis=0)
+    rows = ops.ifft(planes, 1)
+    rows = xp.concatenate([rows[:, big - half :], rows[:, : box - half]], axis=1)
+    lines = ops.irfft(rows, big)
+    return xp.concatenate([lines[:, :, big - half :], lines[:, :, : box - half]], axis=2)
 
 
 def move_map(ops: Any, density: Any, shift_px: np.ndarray) -> Any:
@@ -103,10 +116,8 @@ def _quadrants(c: int, reach: int, big: int) -> list[tuple[tuple[slice, ...], tu
 
 def shell_means(ops: Any, volume: Any, n_shells: int) -> np.ndarray:
     """Mean of a real half volume per shell (of image frequency), float64 (n_shells,) on the host."""
-    xp = ops.xp
-    ones = xp.ones(volume.shape, dtype=xp.complex64)
-    sums = ops.to_host(ops.sum_volume_shells(volume.astype(xp.complex64), ones, PADDING, n_shells))
-    return sums[:, 0] / np.maximum(sums[:, 2], 1)
+    means: np.ndarray = ops.mean_volume_shells(volume, PADDING, n_shells)
+    return means
 
 
 def radial(ops: Any, values: np.ndarray, shape: tuple[int, ...]) -> Any:
@@ -221,14 +232,7 @@ class Accumulator:
         return volume_to_map(ops, self._quotient(ops, prior), self.box, self.kernel)
 
     def _quotient(self, ops: Any, prior: np.ndarray | None) -> Any:
-        """B / (N + prior) up to the last shell, complex64; in place where it can be, as volumes are large."""
-        xp, shape = ops.xp, self.weight.shape
-        denominator = radial(ops, WEIGHT_FLOOR * self.mean_weight(ops), shape)
-        xp.maximum(denominator, self.weight, out=denominator)
-        if prior is not None:
-            denominator += radial(ops, prior, shape)
-        xp.maximum(denominator, xp.float32(1e-30), out=denominator)  # where nothing was deposited, B is 0, too
-        volume = self.data / denominator
-        del denominator
-        volume *= radial(ops, np.ones(self.last_shell + 1), shape)
-        return volume
+        """B / (N + prior) up to the last shell, complex64."""
+        floor = WEIGHT_FLOOR * self.mean_weight(ops)
+        added = np.zeros_like(floor) if prior is None else prior[: self.last_shell + 1]
+        return ops.quotient(self.data, self.weight, floor, added, PADDING)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-// Sums over Fourier shells, in double precision.
+// Sums over Fourier shells, in double precision, and quotients with a value for each shell.
 #include "common.cuh"
 
 #ifndef SHELLS
@@ -43,4 +43,39 @@ KERNEL void sum_volume_shells(const C32 *__restrict__ a, const C32 *__restrict__
     }
     __syncthreads();
     for (int i = threadIdx.x; i < 3 * shells; i += THREADS) atomicAdd(&sums[i], histogram[i]);
+}
+
+// The same for one real volume: its sum and the number of voxels of each shell.
+KERNEL void sum_real_shells(const float *__restrict__ values, int c, float padding, int shells,
+                            double *__restrict__ sums) {
+    __shared__ double histogram[2 * SHELLS];
+    for (int i = threadIdx.x; i < 2 * shells; i += THREADS) histogram[i] = 0.;
+    __syncthreads();
+    const int z = (int)blockIdx.x - c, row = c + 1, plane = (2 * c + 1) * row;
+    for (int i = threadIdx.x; i < plane; i += THREADS) {
+        const int x = i % row, y = i / row - c;
+        const int shell = (int)rintf(sqrtf((float)(x * x + y * y + z * z)) / padding);
+        if (shell >= shells) continue;
+        const double twice = x > 0 ? 2. : 1.;
+        atomicAdd(&histogram[2 * shell], twice * values[(size_t)blockIdx.x * plane + i]);
+        atomicAdd(&histogram[2 * shell + 1], twice);
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < 2 * shells; i += THREADS) atomicAdd(&sums[i], histogram[i]);
+}
+
+// blockIdx.y and .z are the row and the plane.
+KERNEL void quotient(const C32 *__restrict__ data, const float *__restrict__ weight, int c, float padding,
+                     const float *__restrict__ least, const float *__restrict__ prior, int shells, float smallest,
+                     C32 *__restrict__ volume) {
+    const int x = (int)(blockIdx.x * THREADS + threadIdx.x), y = (int)blockIdx.y - c, z = (int)blockIdx.z - c;
+    if (x > c) return;
+    const size_t voxel = voxel_index(c, x, y, z);
+    const int shell = (int)rintf(sqrtf((float)(x * x + y * y + z * z)) / padding);
+    C32 value = C32{0.f, 0.f};
+    if (shell < shells) {
+        const float gain = 1.f / fmaxf(fmaxf(weight[voxel], least[shell]) + prior[shell], smallest);
+        value = C32{gain * data[voxel].re, gain * data[voxel].im};
+    }
+    volume[voxel] = value;
 }

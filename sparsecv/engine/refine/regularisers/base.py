@@ -63,11 +63,14 @@ class Regularised:
         Numbers that the regulariser of this half needs in the next iteration; they are part of a checkpoint.
     shown
         Plain numbers and lists of this iteration, for ``status.json`` and the report.
+    volumes
+        Maps to be shown by name, (box, box, box) float32 on the host: ``bandlimit``, A.
     """
 
     reference: Any
     memory: dict[str, float] = field(default_factory=dict)
     shown: dict[str, Any] = field(default_factory=dict)
+    volumes: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class Regulariser(Protocol):
@@ -81,6 +84,11 @@ class Regulariser(Protocol):
     @property
     def confidence(self) -> float:
         """Factor of the log-likelihood in local searches against its references: see ``SearchPlan``."""
+        ...
+
+    @property
+    def shows_halves(self) -> bool:
+        """Whether the last iteration, too, is to regularise each half, for what is shown of it."""
         ...
 
     def regularise(self, ops: Any, evidence: Evidence) -> Regularised:

@@ -33,6 +33,7 @@ class Wiener:
     tau_factor: float = 1.0
     name: str = "wiener"
     confidence: float = 0.7  # see docs/decisions.md, "Confidence"
+    shows_halves: bool = False
 
     def regularise(self, ops: Any, evidence: Evidence) -> Regularised:
         """Wiener-filtered map of the half, inside the support."""

@@ -49,6 +49,7 @@ class SparseTv:
     is_positive: bool = False
     name: str = "sparse-tv"
     confidence: float = 1.0
+    shows_halves: bool = False
 
     def regularise(self, ops: Any, evidence: Evidence) -> Regularised:
         """Minimiser of the log-penalty objective of the half, exactly 0 outside the support."""

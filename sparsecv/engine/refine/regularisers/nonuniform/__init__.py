@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Non-uniform filtering [Punjani2020]: local filters, chosen by what one quarter of a half says about the other."""
+
+from sparsecv.engine.refine.regularisers.nonuniform.bank import Bank
+from sparsecv.engine.refine.regularisers.nonuniform.families import Butterworth, LocalWiener, SparseTvStrength
+from sparsecv.engine.refine.regularisers.nonuniform.regulariser import NonUniform
+from sparsecv.engine.refine.regularisers.nonuniform.selection import Rule
+
+__all__ = ["Bank", "Butterworth", "LocalWiener", "NonUniform", "Rule", "SparseTvStrength"]

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Filters, held-out errors and windows of non-uniform filtering on the CPU: see :mod:`.reference_nonuniform`.
+
+Each plane (of voxels or of bins) is one thread's: the result does not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+from sparsecv.kernels.contract import bins_of, check_chosen, check_shapes, check_taps, check_volumes
+from sparsecv.kernels.cpu_compile import compiled, compiled_parallel
+
+
+@compiled_parallel
+def _butterworth(out, transform, cutoff, order):
+    side, half = transform.shape[0], transform.shape[2]
+    one, most = np.float32(1), np.float32(1e30)  # nothing is left there, and infinity is never reached
+    for z in numba.prange(side):
+        kz = np.float32(min(z, side - z)) / cutoff
+        for y in range(side):
+            ky = np.float32(min(y, side - y)) / cutoff
+            row, values, across = out[z, y], transform[z, y], kz * kz + ky * ky
+            for x in range(half):
+                kx = np.float32(x) / cutoff
+                ratio = across + kx * kx
+                power = one
+                for _ in range(order):
+                    power = min(power * ratio, most)
+                row[x] = values[x] * (one / np.sqrt(one + power))
+
+
+def butterworth(transform: Any, cutoff: float, order: int) -> Any:
+    """A half transform times a low-pass filter: see :func:`.reference_nonuniform.butterworth`."""
+    out = np.empty_like(transform)
+    _butterworth(out, transform, np.float32(cutoff), order)
+    return out
+
+
+@compiled
+def _add_row(sums, m1, m2, f1, f2, weight, correction, size):
+    """Errors of one row of voxels, added to its row of bins."""
+    for i in range(m1.shape[0]):
+        one, two, between = f1[i] - m2[i], f2[i] - m1[i], f1[i] - f2[i]
+        sums[i // size] += weight[i] * (one * one + two * two - correction * between * between)
+
+
+@compiled_parallel
+def _errors(out, m1, m2, f1, f2, weight, correction, size):
+    side = m1.shape[0]
+    for plane in numba.prange(out.shape[0]):
+        out[plane] = np.float32(0)
+        for z in range(plane * size, min(side, (plane + 1) * size)):
+            for y in range(side):
+                _add_row(out[plane, y // size], m1[z, y], m2[z, y], f1[z, y], f2[z, y], weight[z, y], correction, size)
+
+
+def filtered_error(
+    first: Any, second: Any, filtered1: Any, filtered2: Any, weight: Any, correction: float, bin: int
+) -> Any:
+    """Errors against the other raw map, in bins: see :func:`.reference_nonuniform.filtered_error`."""
+    check_volumes(first.shape, first=first, second=second, filtered1=filtered1, filtered2=filtered2, weight=weight)
+    out = np.empty((bins_of(len(first), bin),) * 3, np.float32)
+    _errors(out, first, second, filtered1, filtered2, weight, np.float32(correction / 2), bin)
+    return out
+
+
+@compiled_parallel
+def _window_rows(out, values, taps):
+    """Along x and then along y, plane by plane."""
+    side, radius = values.shape[0], taps.shape[0] // 2
+    for z in numba.prange(side):
+        rows = np.zeros((side, side), np.float32)
+        for y in range(side):
+            for t in range(-radius, radius + 1):
+                tap = taps[t + radius]
+                for x in range(max(0, -t), min(side, side - t)):
+                    rows[y, x] += tap * values[z, y, x + t]
+        out[z] = np.float32(0)
+        for y in range(side):
+            for t in range(max(-radius, -y), min(radius, side - 1 - y) + 1):
+                tap = taps[t + radius]
+                for x in range(side):
+                    out[z, y, x] += tap * rows[y + t, x]
+
+
+@compiled_parallel
+def _window_planes(out, values, taps):
+    side, radius = values.shape[0], taps.shape[0] // 2
+    for plane in numba.prange(side):
+        z = np.int64(plane)  # Numba's own counter has no sign
+        out[z] = np.float32(0)
+        for t in range(max(-radius, -z), min(radius, side - 1 - z) + 1):
+            tap = taps[t + radius]
+            for y in range(side):
+                for x in range(side):
+                    out[z, y, x] += tap * values[z + t, y, x]
+
+
+def window(errors: Any, taps: Any) -> Any:
+    """Convolution along each axis: see :func:`.reference_nonuniform.window`."""
+    check_taps(taps)
+    check_volumes(errors.shape, errors=errors)
+    weights = np.asarray(taps, np.float32)
+    across, out = np.empty_like(errors), np.empty_like(errors)
+    _window_rows(across, errors, weights)
+    _window_planes(out, across, weights)
+    return out
+
+
+@compiled
+def _mixed(out, near, far, part):
+    for i in range(out.shape[0]):
+        out[i] = near[i] + part * (far[i] - near[i])
+
+
+@compiled
+def _place(i, size, count):
+    """Lower neighbour among the bins' centres of a voxel, and its distance from it."""
+    centre = (np.float32(i) + np.float32(0.5)) / size - np.float32(0.5)
+    position = min(max(centre, np.float32(0)), np.float32(count - 1))
+    lower = min(int(position), max(count - 2, 0))
+    return lower, position - np.float32(lower)
+
+
+@compiled_parallel
+def _take(advantage, size, weight, number, value, chosen, best):
+    side, count = weight.shape[0], advantage.shape[0]
+    for z in numba.prange(side):
+        plane, row = np.empty((count, count), np.float32), np.empty(count, np.float32)
+        below, part = _place(z, size, count)
+        for y in range(count):
+            _mixed(plane[y], advantage[below, y], advantage[min(below + 1, count - 1), y], part)
+        for y in range(side):
+            lower, part = _place(y, size, count)
+            _mixed(row, plane[lower], plane[min(lower + 1, count - 1)], part)
+            for x in range(side):
+                left, part = _place(x, size, count)
+                found = row[left] + part * (row[min(left + 1, count - 1)] - row[left])
+                if found < 0 and weight[z, y, x] > 0:
+                    chosen[z, y, x] = number
+                    best[z, y, x] = value[z, y, x]
+
+
+def take_better(advantage: Any, bin: int, weight: Any, number: int, value: Any, chosen: Any, best: Any) -> None:
+    """Keep the new filter where it is better, in place: see :func:`.reference_nonuniform.take_better`."""
+    check_volumes(weight.shape, weight=weight, value=value, best=best)
+    check_shapes(weight.shape, chosen=chosen)
+    check_chosen(chosen)
+    check_volumes((bins_of(len(weight), bin),) * 3, advantage=advantage)
+    _take(advantage, np.float32(bin), weight, np.uint8(number), value, chosen, best)
