@@ -19,7 +19,7 @@ from common import Bench, Usage, parse, read_usage, save, table
 from evaluate import Evaluation, evaluate
 from refine_peers import HALVES, TASKS
 
-REGULARISERS = ("wiener", "sparse-tv")
+REGULARISERS = ("wiener", "nonuniform", "sparse-tv")
 HEADER = ("set", "prior", "seed", "angle, deg", "shift, A", "> 30 deg", "FSC, soft", "FSC, hard", "CPU s", "overhead",
           "peak MB")  # fmt: skip
 

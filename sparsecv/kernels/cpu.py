@@ -444,15 +444,20 @@ def sum_volume_shells(first: Any, second: Any, padding: int, n_shells: int) -> A
     return partial.sum(axis=0)
 
 
+def _shell_table(c: int, padding: int) -> np.ndarray:
+    """Shell round(|v| / padding) by |v|^2, int32: a table is faster than a root for every voxel."""
+    return np.rint(np.sqrt(np.arange(3 * c**2 + 1, dtype=np.float32)) / np.float32(padding)).astype(np.int32)
+
+
 @compiled_parallel
-def _real_shells(partial, values, padding):
+def _real_shells(partial, values, shells):
     c = (values.shape[0] - 1) // 2
     for iz in numba.prange(values.shape[0]):
         sums = partial[iz]
         for iy in range(values.shape[1]):
-            across = (iz - c) ** 2 + (iy - c) ** 2
+            across = np.int64((iz - c) ** 2 + (iy - c) ** 2)
             for ix in range(values.shape[2]):
-                s = int(np.rint(np.sqrt(np.float32(across + ix * ix)) / padding))
+                s = shells[across + ix * ix]
                 if s < sums.shape[0]:
                     twice = 2.0 if ix > 0 else 1.0
                     sums[s, 0] += twice * values[iz, iy, ix]
@@ -462,33 +467,34 @@ def _real_shells(partial, values, padding):
 def mean_volume_shells(values: Any, padding: int, n_shells: int) -> np.ndarray:
     """Mean of a real half volume per shell: see the reference."""
     partial = np.zeros((values.shape[0], n_shells, 2), dtype=np.float64)
-    _real_shells(partial, values, np.float32(padding))
+    _real_shells(partial, values, _shell_table(values.shape[2] - 1, padding))
     sums = partial.sum(axis=0)
     means: np.ndarray = sums[:, 0] / np.maximum(sums[:, 1], 1)
     return means
 
 
 @compiled_parallel
-def _quotient(out, data, weight, floor, prior, padding):
+def _quotient(out, data, weight, floor, prior, shells):
     c = (data.shape[0] - 1) // 2
     last, least = floor.shape[0], np.float32(LEAST_DENOMINATOR)
     for iz in numba.prange(data.shape[0]):
         for iy in range(data.shape[1]):
-            across = (iz - c) ** 2 + (iy - c) ** 2
+            across = np.int64((iz - c) ** 2 + (iy - c) ** 2)
+            row, values, weights = out[iz, iy], data[iz, iy], weight[iz, iy]
             for ix in range(data.shape[2]):
-                shell = int(np.rint(np.sqrt(np.float32(across + ix * ix)) / padding))
+                shell = shells[across + ix * ix]
                 if shell < last:
-                    denominator = max(max(weight[iz, iy, ix], floor[shell]) + prior[shell], least)
-                    out[iz, iy, ix] = data[iz, iy, ix] * (np.float32(1) / denominator)
+                    denominator = max(max(weights[ix], floor[shell]) + prior[shell], least)
+                    row[ix] = values[ix] * (np.float32(1) / denominator)
                 else:
-                    out[iz, iy, ix] = 0
+                    row[ix] = 0
 
 
 def quotient(data: Any, weight: Any, floor: Any, prior: Any, padding: int) -> Any:
     """B / (N + prior) per shell: see :func:`sparsecv.kernels.reference.quotient`."""
-    check_quotient(data, weight, floor, prior)
+    c = check_quotient(data, weight, floor, prior)
     out = np.empty_like(data)
-    _quotient(out, data, weight, _f32(floor), _f32(prior), np.float32(padding))
+    _quotient(out, data, weight, _f32(floor), _f32(prior), _shell_table(c, padding))
     return out
 
 

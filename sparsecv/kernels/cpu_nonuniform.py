@@ -16,27 +16,24 @@ from sparsecv.kernels.cpu_compile import compiled, compiled_parallel
 
 
 @compiled_parallel
-def _butterworth(out, transform, cutoff, order):
+def _butterworth(out, transform, gains):
     side, half = transform.shape[0], transform.shape[2]
-    one, most = np.float32(1), np.float32(1e30)  # nothing is left there, and infinity is never reached
     for z in numba.prange(side):
-        kz = np.float32(min(z, side - z)) / cutoff
+        kz = min(z, side - z)
         for y in range(side):
-            ky = np.float32(min(y, side - y)) / cutoff
-            row, values, across = out[z, y], transform[z, y], kz * kz + ky * ky
+            ky = min(y, side - y)
+            row, values, across = out[z, y], transform[z, y], np.int64(kz * kz + ky * ky)
             for x in range(half):
-                kx = np.float32(x) / cutoff
-                ratio = across + kx * kx
-                power = one
-                for _ in range(order):
-                    power = min(power * ratio, most)
-                row[x] = values[x] * (one / np.sqrt(one + power))
+                row[x] = values[x] * gains[across + x * x]
 
 
 def butterworth(transform: Any, cutoff: float, order: int) -> Any:
     """A half transform times a low-pass filter: see :func:`.reference_nonuniform.butterworth`."""
-    out = np.empty_like(transform)
-    _butterworth(out, transform, np.float32(cutoff), order)
+    out, nyquist = np.empty_like(transform), transform.shape[0] // 2
+    squares = np.arange(3 * nyquist**2 + 1, dtype=np.float64)  # |k|^2 is a whole number: the gains are a table
+    with np.errstate(over="ignore"):
+        gains = 1 / np.sqrt(1 + (squares / cutoff**2) ** order)
+    _butterworth(out, transform, gains.astype(np.float32))
     return out
 
 
@@ -117,32 +114,24 @@ def _mixed(out, near, far, part):
         out[i] = near[i] + part * (far[i] - near[i])
 
 
-@compiled
-def _place(i, size, count):
-    """Lower neighbour among the bins' centres of a voxel, and its distance from it."""
-    centre = (np.float32(i) + np.float32(0.5)) / size - np.float32(0.5)
-    position = min(max(centre, np.float32(0)), np.float32(count - 1))
-    lower = min(int(position), max(count - 2, 0))
-    return lower, position - np.float32(lower)
-
-
 @compiled_parallel
-def _take(advantage, size, weight, number, value, chosen, best):
+def _take(advantage, lower, part, weight, number, value, chosen, best):
     side, count = weight.shape[0], advantage.shape[0]
     for z in numba.prange(side):
         plane, row = np.empty((count, count), np.float32), np.empty(count, np.float32)
-        below, part = _place(z, size, count)
+        found = np.empty(side, np.float32)
         for y in range(count):
-            _mixed(plane[y], advantage[below, y], advantage[min(below + 1, count - 1), y], part)
+            _mixed(plane[y], advantage[lower[z], y], advantage[min(lower[z] + 1, count - 1), y], part[z])
         for y in range(side):
-            lower, part = _place(y, size, count)
-            _mixed(row, plane[lower], plane[min(lower + 1, count - 1)], part)
+            _mixed(row, plane[lower[y]], plane[min(lower[y] + 1, count - 1)], part[y])
             for x in range(side):
-                left, part = _place(x, size, count)
-                found = row[left] + part * (row[min(left + 1, count - 1)] - row[left])
-                if found < 0 and weight[z, y, x] > 0:
-                    chosen[z, y, x] = number
-                    best[z, y, x] = value[z, y, x]
+                left = row[lower[x]]
+                found[x] = left + part[x] * (row[min(lower[x] + 1, count - 1)] - left)
+            inside, picked, kept, new = weight[z, y], chosen[z, y], best[z, y], value[z, y]
+            for x in range(side):
+                if found[x] < 0 and inside[x] > 0:
+                    picked[x] = number
+                    kept[x] = new[x]
 
 
 def take_better(advantage: Any, bin: int, weight: Any, number: int, value: Any, chosen: Any, best: Any) -> None:
@@ -150,5 +139,9 @@ def take_better(advantage: Any, bin: int, weight: Any, number: int, value: Any, 
     check_volumes(weight.shape, weight=weight, value=value, best=best)
     check_shapes(weight.shape, chosen=chosen)
     check_chosen(chosen)
-    check_volumes((bins_of(len(weight), bin),) * 3, advantage=advantage)
-    _take(advantage, np.float32(bin), weight, np.uint8(number), value, chosen, best)
+    side, count = len(weight), bins_of(len(weight), bin)
+    check_volumes((count,) * 3, advantage=advantage)
+    position = np.clip((np.arange(side) + 0.5) / bin - 0.5, 0, count - 1)
+    lower = np.minimum(position.astype(np.int64), max(count - 2, 0))
+    part = (position - lower).astype(np.float32)
+    _take(advantage, lower, part, weight, np.uint8(number), value, chosen, best)

@@ -26,7 +26,7 @@ from sparsecv.engine.refine.schedule import (
     search_plan,
     update_search,
 )
-from sparsecv.engine.refine.state import RefinementState
+from sparsecv.engine.refine.state import HalfState, RefinementState
 from sparsecv.engine.refine.volumes import PADDING, Accumulator, map_to_volume, move_map
 from sparsecv.engine.validate.claims import Common
 from sparsecv.engine.validate.fsc import fsc, resolution
@@ -206,10 +206,9 @@ class Refinement:
             iteration.joined_regularised = self.ops.to_host(prior.regularise(self.ops, evidence).reference)
         if self.regulariser.shows_halves:
             iteration.regularised = tuple(
-                self.regulariser.regularise(self.ops, self._evidence(result.quarters, self.ops.xp.asarray(half.reference),
-                                                                     iteration.fsc, half.memory, number=1))
+                self._regularised(self.regulariser, result.quarters, half, iteration.fsc)
                 for half, result in zip(self.state.halves, results, strict=True)
-            )  # fmt: skip
+            )
         if self.keeps_accumulators:
             iteration.quarters = tuple(result.quarters for result in results)
 
@@ -248,13 +247,19 @@ class Refinement:
             pairs = [share_low_resolution(self.ops, first, second, last) for first, second in pairs]
         regularised = []
         for half, (first, second) in zip(self.state.halves, zip(*pairs, strict=True), strict=True):
-            previous = self.ops.xp.asarray(half.reference)
-            evidence = self._evidence((first, second), previous, curve, half.memory, self.state.iteration + 1)
-            found = prior.regularise(self.ops, evidence)
+            found = self._regularised(prior, (first, second), half, curve)
             half.reference = self.ops.to_host(found.reference).astype(np.float32)
             half.memory = found.memory
             regularised.append(found)
         return regularised[0], regularised[1]
+
+    def _regularised(
+        self, prior: Regulariser, quarters: tuple[Accumulator, Accumulator], half: HalfState, curve: np.ndarray
+    ) -> Regularised:
+        """What a prior makes of the sums of a half."""
+        previous = self.ops.xp.asarray(half.reference)
+        return prior.regularise(self.ops, self._evidence(quarters, previous, curve, half.memory,
+                                                         self.state.iteration + 1))
 
     def _evidence(
         self, quarters: tuple[Accumulator, Accumulator], previous: Any, curve: np.ndarray, memory: dict[str, float],

@@ -97,7 +97,7 @@ class SparseTvSettings:
 class NonUniformSettings:
     """Cross-validated local filters; None stands for a preset's value, or the default."""
 
-    nu_preset: str | None = option(None, "nonuniform: order 2, 50 filters, AWF 2 and the literal selection, as published",
+    nu_preset: str | None = option(None, "nonuniform: order 2, 50 filters, AWF 2, literal selection, as published",
                                    choices=NU_PRESETS, expert=True)
     nu_family: str | None = option(None, "nonuniform: what is chosen locally (default: butterworth)",
                                    choices=NU_FAMILIES, expert=True)
