@@ -30,6 +30,7 @@ COMMANDS = {
     "refine": ("sparsecv.engine.commands.refine", "gold-standard 3D refinement of particles against a starting map"),
     "reconstruct": ("sparsecv.engine.commands.reconstruct", "a map from particles with known poses"),
     "regularise": ("sparsecv.engine.commands.regularise", "a prior on half maps or on kept sums, without refining"),
+    "nu-filter": ("sparsecv.engine.commands.nu_filter", "cross-validated local filters for two half maps"),
     "scan": ("sparsecv.engine.commands.scan", "the strengths of the sparse + TV prior on a grid"),
     "postprocess": ("sparsecv.engine.commands.postprocess", "masked FSC, sharpening and filtering of two half maps"),
     "fsc": ("sparsecv.engine.commands.fsc", "the Fourier shell correlation of two maps"),

@@ -16,6 +16,7 @@ from sparsecv.engine.refine.half import HalfResult, Particles, Search, expectati
 from sparsecv.engine.refine.joining import frame_shift, joined_map, share_low_resolution
 from sparsecv.engine.refine.noise import grey_scale, update_noise, update_norm, update_scale
 from sparsecv.engine.refine.regularisers import Evidence, Regularised, Regulariser, Wiener
+from sparsecv.engine.refine.regularisers.nonuniform import BAND_LIMIT, disagreement
 from sparsecv.engine.refine.schedule import (
     MOST_SLICES,
     Draws,
@@ -222,7 +223,10 @@ class Refinement:
         iteration.regularised = first, second
         band = next_band(self.particles.geometry, iteration.fsc, accumulated, supported)
         spent = round(time.process_time() - started, 3)
-        return band, {"prior": prior.name, "regulariser_cpu_s": spent, "regulariser": [first.shown, second.shown]}
+        told = {"prior": prior.name, "regulariser_cpu_s": spent, "regulariser": [first.shown, second.shown]}
+        if BAND_LIMIT in first.volumes:
+            told["band_limit_disagreement"] = disagreement(first.volumes[BAND_LIMIT], second.volumes[BAND_LIMIT])
+        return band, told
 
     def _prior(self, curve: np.ndarray) -> Regulariser:
         """The regulariser, once the halves show more than they share, and the Wiener filter until then.

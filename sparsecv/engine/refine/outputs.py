@@ -18,6 +18,8 @@ from sparsecv.engine.io.particles import ParticleTable
 from sparsecv.engine.io.star import StarFile
 from sparsecv.engine.refine.loop import Iteration, Refinement
 from sparsecv.engine.refine.noise import signal_to_noise
+from sparsecv.engine.refine.regularisers.nonuniform import BAND_LIMIT, mean_band_limit
+from sparsecv.engine.report.band_limit import plot_band_limit, surface_level, write_chimerax_script
 from sparsecv.engine.report.plots import plot_angles, plot_fsc, plot_slices
 from sparsecv.engine.report.strengths import plot_held_out, plot_strengths
 
@@ -33,6 +35,8 @@ WRITTEN = (  # patterns of all that a refinement writes, but for its settings
     "run_model.star", REJECTED, "postprocess.mrc", "postprocess_masked.mrc", "postprocess_mask.mrc",
     "postprocess.star", "postprocess_fsc.xml", "status.json",
     "run_half[12]_quarter[12]_accumulator.npz", STRENGTHS,
+    "run_bandlimit.mrc", "run_half[12]_bandlimit.mrc", "run_bandlimit.png", "run_bandlimit.cxc",
+    "run_locally_filtered.mrc",
 )  # fmt: skip
 
 
@@ -73,8 +77,49 @@ def write_iteration_pictures(folder: Path, refinement: Refinement, iteration: It
     if chosen:
         trials = {label: shown["held_out"] for label, shown in chosen.items()}
         plot_held_out(folder / f"{prefix}_held_out.png", trials, chosen, title=f"Held-out scores, {title}")
+    limits = band_limits(iteration)
+    if limits is not None and iteration.joined is None:  # the last iteration has a picture of its own
+        plot_band_limit(folder / f"{prefix}_bandlimit.png", average, mean_band_limit(*limits), shares(iteration),
+                        geometry.pixel_size, title=f"Band limits of the references, {title}")
     plot_angles(folder / f"{prefix}_angles.png", state.particles.rotations[kept],
                 operators=refinement.particles.matrices, title=f"View directions, {title}")
+
+
+def band_limits(iteration: Iteration) -> tuple[np.ndarray, np.ndarray] | None:
+    """Maps of band limits of both halves, A, where the regulariser made them."""
+    found = [one.volumes[BAND_LIMIT] for one in iteration.regularised if BAND_LIMIT in one.volumes]
+    return (found[0], found[1]) if len(found) == 2 else None
+
+
+def shares(iteration: Iteration) -> dict[str, tuple[list[float], list[float]]]:
+    """By half, the band limits of its bank, A, and the share of voxels that uses each."""
+    return {f"half {half}": (one.shown["band_limits"], one.shown["share"])
+            for half, one in enumerate(iteration.regularised, start=1)}  # fmt: skip
+
+
+def write_band_limits(folder: Path, iteration: Iteration, filtered: np.ndarray, pixel_size: float) -> None:
+    """Maps of band limits of the halves and their mean, the map filtered by it, a picture and a ChimeraX script.
+
+    Values are in A at every voxel, as in RELION's maps of local resolution; where nothing finer predicts the other
+    quarter better, that of the coarsest filter.
+
+    Parameters
+    ----------
+    filtered
+        (box, box, box) float32: sharpened, and filtered by the mean band limit.
+    """
+    limits = band_limits(iteration)
+    assert limits is not None, "asked for where the regulariser shows band limits"
+    for half, limit in enumerate(limits, start=1):
+        write_map(folder / f"run_half{half}_bandlimit.mrc", limit, pixel_size, label="sparsecv local band limit, A")
+    mean = mean_band_limit(*limits)
+    write_map(folder / "run_bandlimit.mrc", mean, pixel_size, label="sparsecv local band limit, A, mean of the halves")
+    label = "sparsecv map, sharpened and filtered locally: to look at, not for an FSC"
+    write_map(folder / "run_locally_filtered.mrc", filtered, pixel_size, label=label)
+    plot_band_limit(folder / "run_bandlimit.png", filtered, mean, shares(iteration), pixel_size,
+                    title="Band limits, mean of the halves", with_surface=True)
+    write_chimerax_script(folder / "run_bandlimit.cxc", "run_locally_filtered.mrc", "run_bandlimit.mrc",
+                          surface_level(filtered), float(mean.min()), float(mean.max()))
 
 
 def write_strengths_picture(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from sparsecv.engine.refine.outputs import (
     PREFIX,
     REJECTED,
     Status,
+    band_limits,
     remove_results,
+    write_band_limits,
     write_data_star,
     write_iteration_pictures,
     write_maps,
@@ -32,11 +34,14 @@ from sparsecv.engine.refine.outputs import (
     write_strengths_picture,
 )
 from sparsecv.engine.refine.prepare import Warn, check_rejected, prepare
+from sparsecv.engine.refine.regularisers import NonUniform
+from sparsecv.engine.refine.regularisers.nonuniform import filter_locally, mean_band_limit
 from sparsecv.engine.refine.settings import RefineSettings
 from sparsecv.engine.report.progress import Progress
 from sparsecv.engine.threads import keep_freed_memory, use_threads
 from sparsecv.engine.validate.fsc_files import write_postprocess
 from sparsecv.engine.validate.postprocess import PostprocessResult, postprocess
+from sparsecv.engine.validate.sharpen import sharpen
 from sparsecv.kernels import gpu_problem, ops
 
 # What may differ between a run and its continuation: where it computes, how long it may go on, what it leaves behind.
@@ -240,6 +245,8 @@ def _finish(
                          seed=settings.seed, workers=threads, common=refinement.common)  # fmt: skip
     write_postprocess(result, folder, half_names=(HALF_MAP.format(1), HALF_MAP.format(2)),
                       mask_name=None if settings.mask is None else str(settings.mask))
+    if isinstance(refinement.regulariser, NonUniform) and band_limits(iteration) is not None:
+        _write_band_limits(refinement, iteration, settings, result, threads)
     for text in result.warnings:
         warn(text)
     status.write("finished", refinement.state.history, warnings=warnings,
@@ -247,3 +254,18 @@ def _finish(
                  masked_resolution_05=result.resolution_05.angstrom,
                  masked_resolution_is_shared=result.resolution_0143.is_shared, bfactor=result.bfactor)
     return RefineResult(folder, refinement.state.history, result, warnings)
+
+
+def _write_band_limits(
+    refinement: Refinement, iteration: Iteration, settings: RefineSettings, result: PostprocessResult, threads: int
+) -> None:
+    """Band limits, and the average of the halves, sharpened as in post-processing, through the filters they name."""
+    assert isinstance(refinement.regulariser, NonUniform)
+    limits, table = band_limits(iteration), refinement.particles.table
+    assert limits is not None
+    average = (iteration.half_maps[0] + iteration.half_maps[1]) / 2
+    sharpened = sharpen(average, result.fsc, table.pixel_size, replace(result.steps, bfactor=result.bfactor or 0.0,
+                                                                       low_pass=None), workers=threads)[0]
+    filtered = filter_locally(refinement.ops, sharpened, mean_band_limit(*limits), table.pixel_size,
+                              refinement.regulariser.bank)
+    write_band_limits(settings.output, iteration, filtered, table.pixel_size)

@@ -29,7 +29,7 @@ CHOICES = {
     "preset": PRESET_NAMES, "nu_family": NU_FAMILIES, "nu_selection": NU_SELECTIONS, "nu_preset": NU_PRESETS,
 }  # fmt: skip
 PATHS = ("particles", "reference", "output", "mask", "data_dir", "half1", "half2", "accumulators", "previous",
-         "refine")
+         "refine", "mtf")
 RANGES: dict[str, tuple[float, float]] = {
     "pixel_size": (0.01, 1000),
     "reference_pixel_size": (0.01, 1000),
@@ -53,6 +53,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "nu_awf": (0.1, 20),
     "nu_coarsest": (1, 1000),
     "nu_share": (0, 100),
+    "mtf_pixel_size": (0.01, 1000),
+    "bfactor": (-10_000, 10_000),
+    "local_window": (4, 512),
     "join_below": (0, 1000),
     "batch_memory": (1, 1e6),
     "most_rejected": (0, 100),
@@ -61,7 +64,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 
 
-def _check(settings: RefineSettings | ReconstructSettings | RegulariseSettings | ScanSettings) -> None:
+def _check(settings: Checked) -> None:
     """Bring the symmetry and the paths into one form; InputError for what is out of range or no choice."""
     for name in (entry.name for entry in fields(settings)):
         value = getattr(settings, name)
@@ -273,6 +276,30 @@ class RegulariseSettings(RegulariserSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NuFilterSettings(NonUniformSettings):
+    """A non-uniform filter of two half maps, without refinement; checked when it is made."""
+
+    half1: Path = required("unfiltered, unmasked half map of any program", positional=True)
+    half2: Path = required("the other half map", positional=True)
+    output: Path = required("folder for the results")
+    mask: Path | None = option(None, "what is filtered, values 0 to 1; it is 0 outside (default: a sphere)")
+    particle_diameter: float | None = option(None, "diameter of the particle, A (default: 90 %% of the box)")
+    pixel_size: float | None = option(None, "A, instead of what the headers say")
+    mtf: Path | None = option(None, "STAR file with the detector's MTF, for the sharpened map")
+    mtf_pixel_size: float | None = option(None, "of the movies that the MTF refers to, A (default: the map's)")
+    bfactor: float | None = option(None, "A^2, of the sharpened map, negative sharpens (default: Guinier plot)")
+    no_local_resolution: bool = option(False, "leave out the estimate of local resolution, for comparison")
+    local_window: int | None = option(None, "diameter of its spheres, pixels, even (default: 7 times the resolution)",
+                                      expert=True)
+    seed: int = option(1, "of the random phases behind the mask correction", expert=True)
+    threads: int = option(0, "threads; 0 takes all cores")
+    device: str = option("auto", "where to compute", choices=OFFERED_DEVICES)
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ScanSettings(SparseTvSettings):
     """A scan of the strengths of the sparse + TV prior; checked when it is made."""
 
@@ -353,3 +380,6 @@ def parse_strengths(name: str, text: str) -> tuple[float, ...]:
     if len(set(values)) < len(values):
         raise InputError("a strength is given twice", item=name, value=text)
     return values
+
+
+Checked = RefineSettings | ReconstructSettings | RegulariseSettings | NuFilterSettings | ScanSettings

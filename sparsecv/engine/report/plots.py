@@ -111,7 +111,7 @@ def plot_slices(
         A.
     """
     maps = volume if isinstance(volume, Mapping) else {"": volume}
-    rows = [(label, _central_slices(density)) for label, density in maps.items()]
+    rows = [(label, central_slices(density)) for label, density in maps.items()]
     values = np.concatenate([image.ravel() for _, slices in rows for image in slices.values()])
     low, high = (float(v) for v in np.percentile(values, (0.5, 99.8)))
     if not high > low:
@@ -130,7 +130,7 @@ def plot_slices(
     save_figure(figure, path)
 
 
-def _central_slices(volume: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
+def central_slices(volume: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
     """The three central slices of a map, by the names of their axes."""
     middle = check_cubic(volume) // 2
     return {("x", "y"): volume[middle], ("x", "z"): volume[:, middle], ("y", "z"): volume[:, :, middle]}

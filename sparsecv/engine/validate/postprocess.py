@@ -53,6 +53,8 @@ class PostprocessResult:
         A^2, negative sharpens; None if it could not be fitted, and then the map is not sharpened.
     filter_resolution
         A; of the final low-pass filter.
+    steps
+        How the map was sharpened.
     mask, map, masked_map
         float32, (box, box, box); the last is ``map * mask``.
     mask_fraction
@@ -71,6 +73,7 @@ class PostprocessResult:
     guinier: Guinier
     bfactor: float | None
     filter_resolution: float
+    steps: Sharpening
     mask: np.ndarray
     map: np.ndarray
     masked_map: np.ndarray
@@ -171,6 +174,7 @@ def postprocess(
         guinier=guinier,
         bfactor=used,
         filter_resolution=low_pass or final,
+        steps=steps,
         mask=mask,
         map=sharpened,
         masked_map=sharpened * mask,

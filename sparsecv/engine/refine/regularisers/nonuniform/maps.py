@@ -46,8 +46,9 @@ class RawMaps:
         return int(self.first.shape[0])
 
     @classmethod
-    def of_maps(cls, ops: Any, first: Any, second: Any, inside: Any, length: float, last_shell: int,
-                *, whitened: bool = True) -> RawMaps:
+    def of_maps(
+        cls, ops: Any, first: Any, second: Any, inside: Any, length: float, last_shell: int, *, whitened: bool = True
+    ) -> RawMaps:
         """From two maps and the support (bool), all (side, side, side) on the device.
 
         Parameters
@@ -78,9 +79,9 @@ class RawMaps:
         side = evidence.box if full else smallest_side(evidence.box, last)
         half = (quarters[0].weight + quarters[1].weight) * np.float32(0.5)
         means = replace(quarters[0], weight=half).mean_weight(ops)
-        maps = [_solved(ops, quarter, half, means, side) for quarter in quarters]
+        first, second = (_solved(ops, quarter, half, means, side) for quarter in quarters)
         inside = on_grid(ops.xp, ops.xp.asarray(evidence.support) > 0.5, side)
-        return cls.of_maps(ops, *maps, inside, evidence.box * evidence.pixel_size, last, whitened=whitened)
+        return cls.of_maps(ops, first, second, inside, evidence.box * evidence.pixel_size, last, whitened=whitened)
 
 
 def smallest_side(box: int, last_shell: int) -> int:

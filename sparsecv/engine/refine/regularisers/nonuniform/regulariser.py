@@ -59,7 +59,7 @@ class NonUniform:
         counts = np.bincount(chosen[inside], minlength=len(found.values))
         shown: dict[str, Any] = {"share": (counts / max(counts.sum(), 1)).tolist()}
         volumes = {}
-        if self._family.is_band_limit:
+        if self.chosen_family.is_band_limit:
             theta = maps.length / found.values
             shown |= {"band_limits": theta.tolist(), "band": self._band(counts, found.values)}
             volumes[BAND_LIMIT] = on_grid(np, theta.astype(np.float32)[chosen], box)
@@ -71,12 +71,23 @@ class NonUniform:
         self, ops: Any, evidence: Evidence, *, keep_predictions: bool = False
     ) -> tuple[RawMaps, Filtered]:  # fmt: skip
         """The raw maps of a half's quarters, and what the family has chosen of them."""
-        maps = RawMaps.of(ops, evidence, whitened=self.whitened and not self.rule.is_literal, full=self._family.is_full)
-        return maps, self._family.apply(ops, maps, evidence, self.rule, keep_predictions=keep_predictions)
+        maps = RawMaps.of(ops, evidence, whitened=self.is_whitened, full=self.chosen_family.is_full)
+        return maps, self.chosen_family.apply(ops, maps, evidence, self.rule, keep_predictions=keep_predictions)
 
     @property
-    def _family(self) -> Family:
+    def chosen_family(self) -> Family:
+        """The family given, or the bank's filters."""
         return self.family or Butterworth(self.bank)
+
+    @property
+    def shows_band_limits(self) -> bool:
+        """Whether theta is a wavelength."""
+        return self.chosen_family.is_band_limit
+
+    @property
+    def is_whitened(self) -> bool:
+        """Whether errors are weighted by the noise; equation 6 as it stands does not."""
+        return self.whitened and not self.rule.is_literal
 
     def _band(self, counts: np.ndarray, cutoffs: np.ndarray) -> int:
         """Last shell of the finest filter that a share of the signal's voxels uses."""
@@ -87,7 +98,7 @@ class NonUniform:
 
     def alignment_band(self, ops: Any, first: Regularised, second: Regularised) -> int | None:
         """Two shells beyond what the finest filter in use passes in both halves; by their FSC for other families."""
-        if self._family.is_band_limit:
+        if self.chosen_family.is_band_limit:
             return min(int(one.shown["band"]) for one in (first, second)) + BAND_MARGIN
         references = [ops.to_host(one.reference) for one in (first, second)]
         return band_of(fsc(*references)) if all(reference.any() for reference in references) else None

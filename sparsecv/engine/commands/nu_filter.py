@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``sparsecv nu-filter``: cross-validated local filters for the half maps of any program, without refining."""
+
+from __future__ import annotations
+
+from sparsecv.engine.commands import Save, check_device
+from sparsecv.engine.refine.settings import NuFilterSettings
+
+SETTINGS = NuFilterSettings
+
+
+def run(settings: NuFilterSettings, save: Save) -> int:
+    """Filter, and write maps, numbers, pictures and the settings into the output folder."""
+    from sparsecv.engine.commands.maps import read_pair, warn
+    from sparsecv.engine.refine.nu_filter import nu_filter
+    from sparsecv.engine.threads import keep_freed_memory, use_threads
+    from sparsecv.kernels import ops
+
+    check_device(settings.device)
+    workers = use_threads(settings.threads)
+    keep_freed_memory()
+    first, second = read_pair(settings.half1, settings.half2, settings.pixel_size)
+    found = nu_filter(settings, ops(settings.device), first, second, lambda text: warn([text]), workers)
+    save(settings.output / "nu_filter.toml")
+    low, middle, high = found.quartiles
+    print(f"band limits inside the mask: median {middle:.2f} A, quartiles {low:.2f} and {high:.2f} A")
+    if found.resolution_quartiles is not None:
+        low, middle, high = found.resolution_quartiles
+        print(f"local resolution, FSC 0.5 in spheres: median {middle:.2f} A, quartiles {low:.2f} and {high:.2f} A; "
+              f"rank correlation with the band limits {found.rank_correlation:.2f}")
+    print(f"results in {settings.output}: {', '.join(found.written)}")
+    print("filtered maps are for looking at: both half maps have chosen the filters, and their FSC is no resolution")
+    return 0
