@@ -63,7 +63,7 @@ def _operations(module: types.ModuleType) -> dict[str, list[tuple[Any, ...]]]:
 def test_back_ends_offer_the_same_operations() -> None:
     expected = _operations(reference)
     helpers = {"blocks", "contiguous", "import_cupy", "launch"}  # of cuda_launch
-    assert len(expected) >= 18
+    assert len(expected) >= 26
     for module in (pytest.importorskip("sparsecv.kernels.cpu", exc_type=ImportError), cuda):
         found = {name: parameters for name, parameters in _operations(module).items() if name not in helpers}
         assert found == expected, module.__name__
@@ -259,6 +259,37 @@ def test_volume_shells_hold_the_power_of_the_map(backend: Backend) -> None:
     np.testing.assert_allclose(sums.sum(axis=0), expected, rtol=1e-5, atol=1e-5 * expected[1])
     own = backend.call("sum_volume_shells", a, a, PADDING, 5)
     np.testing.assert_allclose(own, np.repeat(sums[:5, 1:2], 3, axis=1), rtol=1e-12)
+
+
+def test_means_of_shells_count_friedel_mates(backend: Backend) -> None:
+    """A volume that is its own shell, of which one half space is stored: each mean is the shell's number."""
+    c = 9
+    axis = np.arange(-c, c + 1)
+    radius = np.sqrt(axis[:, None, None] ** 2 + axis[None, :, None] ** 2 + np.arange(c + 1) ** 2)
+    shells = np.rint(radius / PADDING).astype(np.float32)
+    np.testing.assert_allclose(backend.call("mean_volume_shells", shells, PADDING, 4), np.arange(4), atol=1e-12)
+    values = np.random.default_rng(1).random(shells.shape).astype(np.float32)
+    whole = np.concatenate([values[::-1, ::-1, :0:-1], values], axis=2)
+    of_whole = np.concatenate([shells[::-1, ::-1, :0:-1], shells], axis=2)
+    wanted = [whole[of_whole == s].mean() for s in range(4)]
+    np.testing.assert_allclose(backend.call("mean_volume_shells", values, PADDING, 4), wanted, rtol=1e-6)
+
+
+def test_quotient_is_the_wiener_equation(backend: Backend) -> None:
+    """B / (max(N, floor) + prior), case by case; 0 beyond the last shell, finite where nothing is known."""
+    c = 4
+    data = np.full((2 * c + 1, 2 * c + 1, c + 1), 6 + 2j, np.complex64)
+    weight = np.full(data.shape, 2.0, np.float32)
+    weight[c, c, 0], weight[c, c, 2], data[c, c, 2] = 0, 0, 0
+    found = backend.call("quotient", data, weight, np.array([4.0, 0.0]), np.array([4.0, 0.0]), PADDING)
+    assert found[c, c, 0] == pytest.approx((6 + 2j) / 8)  # floor 4, prior 4
+    assert found[c, c + 2, 0] == pytest.approx(3 + 1j)  # shell 1
+    assert found[c, c, 2] == 0  # nothing there, and no prior
+    assert not found[:, :, 4].any()  # shell 2
+    with pytest.raises(ValueError, match="differ in shape"):
+        backend.call("quotient", data, weight[1:], np.ones(2), np.ones(2), PADDING)
+    with pytest.raises(ValueError, match="for each shell"):
+        backend.call("quotient", data, weight, np.ones(2), np.ones(3), PADDING)
 
 
 # ------------------------------------------------------------------------------------------------ the edges

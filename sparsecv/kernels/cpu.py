@@ -464,13 +464,12 @@ def _real_shells(partial, values, shells):
                     sums[s, 1] += twice
 
 
-def mean_volume_shells(values: Any, padding: int, n_shells: int) -> np.ndarray:
+def mean_volume_shells(values: Any, padding: int, n_shells: int) -> Any:
     """Mean of a real half volume per shell: see the reference."""
     partial = np.zeros((values.shape[0], n_shells, 2), dtype=np.float64)
     _real_shells(partial, values, _shell_table(values.shape[2] - 1, padding))
     sums = partial.sum(axis=0)
-    means: np.ndarray = sums[:, 0] / np.maximum(sums[:, 1], 1)
-    return means
+    return sums[:, 0] / np.maximum(sums[:, 1], 1)
 
 
 @compiled_parallel

@@ -226,8 +226,8 @@ def _shell_capacity(n_shells: int) -> int:
     return max(64, 1 << (n_shells - 1).bit_length())
 
 
-def mean_volume_shells(values: Any, padding: float, n_shells: int) -> np.ndarray:
-    """Mean of a real half volume per shell, on the host: see :func:`.reference.mean_volume_shells`.
+def mean_volume_shells(values: Any, padding: float, n_shells: int) -> Any:
+    """Mean of a real half volume per shell, float64: see :func:`.reference.mean_volume_shells`.
 
     Raises
     ------
@@ -238,19 +238,15 @@ def mean_volume_shells(values: Any, padding: float, n_shells: int) -> np.ndarray
     (values,) = contiguous(np.float32, values)
     sums = import_cupy().zeros((n_shells, 2), np.float64)
     launch("shells", "sum_real_shells", (2 * c + 1,), (values, c, float(padding), n_shells, sums), SHELLS=capacity)
-    found = to_host(sums)
-    means: np.ndarray = found[:, 0] / np.maximum(found[:, 1], 1)
-    return means
+    return sums[:, 0] / import_cupy().maximum(sums[:, 1], 1)
 
 
 def quotient(data: Any, weight: Any, floor: Any, prior: Any, padding: float) -> Any:
     """B / (N + prior) per shell, complex64: see :func:`.reference.quotient`."""
     c = check_quotient(data, weight, floor, prior)
     (data,) = contiguous(np.complex64, data)
-    (weight,) = contiguous(np.float32, weight)
-    cupy = import_cupy()
-    tables = [cupy.asarray(np.asarray(table, np.float32)) for table in (floor, prior)]
-    out = cupy.empty_like(data)
-    arguments = (data, weight, c, float(padding), *tables, len(floor), LEAST_DENOMINATOR, out)
+    weight, floor, prior = contiguous(np.float32, weight, floor, prior)
+    out = import_cupy().empty_like(data)
+    arguments = (data, weight, c, float(padding), floor, prior, len(floor), LEAST_DENOMINATOR, out)
     launch("shells", "quotient", (blocks(c + 1), 2 * c + 1, 2 * c + 1), arguments)
     return out

@@ -41,10 +41,10 @@ def window(errors: Any, taps: Any) -> Any:
     radius = check_taps(taps)
     check_volumes(errors.shape, errors=errors)
     cupy, side = import_cupy(), len(errors)
-    weights = cupy.asarray(np.asarray(taps, np.float32))
+    (taps,) = contiguous(np.float32, taps)
     for stride in (1, side, side * side):
         out = cupy.empty_like(errors)
-        launch(FAMILY, "window", (blocks(side), side, side), (errors, weights, radius, side, stride, out))
+        launch(FAMILY, "window", (blocks(side), side, side), (errors, taps, radius, side, stride, out))
         errors = out
     return errors
 

@@ -359,7 +359,7 @@ def mean_volume_shells(values: Array, padding: float, n_shells: int) -> Array:
 
     Returns
     -------
-    (n_shells,) float64 on the host; 0 where a shell has no voxel.
+    (n_shells,) float64; 0 where a shell has no voxel.
     """
     sums = sum_volume_shells(values, np.ones_like(values), padding, n_shells)
     return sums[:, 0] / np.maximum(sums[:, 2], 1)
@@ -375,7 +375,7 @@ def quotient(data: Array, weight: Array, floor: Array, prior: Array, padding: fl
     data, weight
         B, (2c+1, 2c+1, c+1) complex, and N, real.
     floor, prior
-        (S,) real on the host, not negative: per shell. Beyond the last of these shells the result is 0.
+        (S,) real, not negative: per shell. Beyond the last of these shells the result is 0.
 
     Returns
     -------

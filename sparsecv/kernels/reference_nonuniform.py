@@ -88,7 +88,7 @@ def window(errors: Array, taps: Array) -> Array:
     Parameters
     ----------
     taps
-        (2 r + 1,) on the host, symmetric about its middle.
+        (2 r + 1,), symmetric about its middle.
 
     Returns
     -------

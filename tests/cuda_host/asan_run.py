@@ -31,7 +31,8 @@ def _compare(run: Callable[..., dict[str, Any]], arguments: dict[str, np.ndarray
     """All results of the CUDA sources with the definition's."""
     expected = run(reference, arguments, **options)
     with fake_cupy.installed(sanitize=True) as cupy:
-        found = run(cuda, {name: cupy.asarray(array) for name, array in arguments.items()}, **options)
+        lifted = {n: cupy.asarray(array) if isinstance(array, np.ndarray) else array for n, array in arguments.items()}
+        found = run(cuda, lifted, **options)
         for name, value in expected.items():
             error = np.linalg.norm(_on_host(found[name]) - value)
             if not error <= 1e-5 * np.linalg.norm(value):
@@ -40,7 +41,7 @@ def _compare(run: Callable[..., dict[str, Any]], arguments: dict[str, np.ndarray
 
 
 def _on_host(result: Any) -> Any:
-    return result if isinstance(result, float) else result.get()
+    return result if isinstance(result, (float, np.ndarray)) else result.get()
 
 
 def _kernels() -> None:
@@ -48,6 +49,8 @@ def _kernels() -> None:
         _compare(problem.run_all, problem.make_problem(**sizes))
     for side in (1, 5, 17):  # 17: one plane more than a block takes
         _compare(problem.run_sparse_tv, problem.make_sparse_tv_problem(side), positive=side == 5)
+    for side, bin in ((1, 2), (7, 2), (12, 4)):
+        _compare(problem.run_nonuniform, problem.make_nonuniform_problem(side, bin))
 
 
 def _overrun() -> None:

@@ -102,6 +102,36 @@ def run_sparse_tv(ops: Any, p: dict[str, Any], *, positive: bool) -> dict[str, A
     return results
 
 
+def make_nonuniform_problem(side: int, bin: int, seed: int = 1) -> dict[str, Any]:
+    """Named arguments of the kernels of non-uniform filtering: maps, a weight with holes, errors, filters chosen."""
+    rng = np.random.default_rng(seed)
+    count = -(-side // bin)
+    volumes = {name: rng.standard_normal((side, side, side)).astype(np.float32)
+               for name in ("first", "second", "filtered1", "filtered2", "value", "best")}  # fmt: skip
+    weight = rng.random((side, side, side)).astype(np.float32) * (rng.random((side, side, side)) < 0.7)
+    return volumes | {
+        "weight": weight.astype(np.float32),
+        "transform": np.fft.rfftn(volumes["first"]).astype(np.complex64),
+        "advantage": rng.standard_normal((count, count, count)).astype(np.float32),
+        "chosen": rng.integers(0, 5, (side, side, side)).astype(np.uint8),
+        "bin": bin,
+    }
+
+
+def run_nonuniform(ops: Any, p: dict[str, Any]) -> dict[str, Any]:
+    """Results of every operation of non-uniform filtering by name, as `run_all`; p stays as it is."""
+    results = {f"butterworth {order}": ops.butterworth(p["transform"], 2.7, order) for order in (1, 8, 50)}
+    maps = (p["first"], p["second"], p["filtered1"], p["filtered2"], p["weight"])
+    for correction in (0.0, 1.0):
+        results[f"filtered_error {correction:g}"] = ops.filtered_error(*maps, correction, p["bin"])
+    for taps in ([1.0], [0.2, 0.6, 0.2], [0.05, 0.1, 0.2, 0.3, 0.2, 0.1, 0.05]):
+        results[f"window {len(taps)}"] = ops.window(p["advantage"], ops.xp.asarray(np.array(taps, np.float32)))
+    chosen, best = p["chosen"].copy(), p["best"].copy()
+    ops.take_better(p["advantage"], p["bin"], p["weight"], 7, p["value"], chosen, best)
+    results["chosen"], results["best"] = chosen, best
+    return results
+
+
 def run_all(ops: Any, p: dict[str, Any]) -> dict[str, Any]:
     """Results of every operation of a back end, by name; arrays of p must already be where the back end wants them."""
     disc_arguments = (p["kx"], p["ky"], PADDING)
@@ -121,4 +151,9 @@ def run_all(ops: Any, p: dict[str, Any]) -> dict[str, Any]:
     results["symmetrise data"], results["symmetrise weight"] = ops.symmetrise(data, weight, p["matrices"])
     results["sum_disc_shells"] = ops.sum_disc_shells(p["ctf2"], p["offsets"])
     results["sum_volume_shells"] = ops.sum_volume_shells(p["volume"], p["data"], PADDING, 10)
+    results["mean_volume_shells"] = ops.mean_volume_shells(p["weight"], PADDING, 10)
+    floor, prior = (ops.xp.asarray(values.astype(np.float32)) for values in np.outer([0.03, 0.1], np.arange(10)))
+    results["quotient"] = ops.quotient(p["data"], p["weight"], floor, prior, PADDING)
+    results["ifft"] = ops.ifft(p["data"], 1)
+    results["irfft"] = ops.irfft(p["data"], 2 * p["data"].shape[2] - 2)
     return results

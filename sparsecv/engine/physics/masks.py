@@ -205,14 +205,14 @@ def solvent_mask(
         level, clear = (threshold, True) if threshold is not None else solvent_threshold(smooth[inside])
         if clear:
             break
-    core = _large_components(inside & (smooth > level))
+    core = large_components(inside & (smooth > level))
     if not core.any():
         raise InputError("no density above the mask threshold", value=level,
                          remedy="lower the threshold, or check that particles are white")
     return _soft_edge(core, extend_px, edge_px)
 
 
-def _large_components(core: np.ndarray) -> np.ndarray:
+def large_components(core: np.ndarray) -> np.ndarray:
     """The connected parts that are not small against the largest, with their cavities filled."""
     from scipy import ndimage  # takes as long to import as a small reconstruction takes
 

@@ -116,8 +116,14 @@ def _quadrants(c: int, reach: int, big: int) -> list[tuple[tuple[slice, ...], tu
 
 def shell_means(ops: Any, volume: Any, n_shells: int) -> np.ndarray:
     """Mean of a real half volume per shell (of image frequency), float64 (n_shells,) on the host."""
-    means: np.ndarray = ops.mean_volume_shells(volume, PADDING, n_shells)
+    means: np.ndarray = ops.to_host(ops.mean_volume_shells(volume, PADDING, n_shells))
     return means
+
+
+def quotient(ops: Any, data: Any, weight: Any, floor: np.ndarray, prior: np.ndarray) -> Any:
+    """B / (max(N, floor) + prior) with values per shell on the host; 0 beyond the last of these shells."""
+    tables = (ops.xp.asarray(table.astype(np.float32)) for table in (floor, prior))
+    return ops.quotient(data, weight, *tables, PADDING)
 
 
 def radial(ops: Any, values: np.ndarray, shape: tuple[int, ...]) -> Any:
@@ -235,4 +241,4 @@ class Accumulator:
         """B / (N + prior) up to the last shell, complex64."""
         floor = WEIGHT_FLOOR * self.mean_weight(ops)
         added = np.zeros_like(floor) if prior is None else prior[: self.last_shell + 1]
-        return ops.quotient(self.data, self.weight, floor, added, PADDING)
+        return quotient(ops, self.data, self.weight, floor, added)

@@ -14,7 +14,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from sparsecv.engine.io.atomic import atomic_text
-from sparsecv.engine.physics.masks import solvent_threshold
+from sparsecv.engine.physics.masks import large_components, solvent_threshold
 from sparsecv.engine.report.plots import COLOURS, central_slices, save_figure
 from sparsecv.engine.report.surface import view
 
@@ -66,9 +66,10 @@ def plot_band_limit(
         axes.set(xlabel=f"{across} (Å)", ylabel=f"{up} (Å)")
     if with_surface:
         level = surface_level(density)
+        solid = np.where(large_components(density > level), density, np.minimum(density, level))  # no specks of noise
         for axis, (name, across, up) in VIEWS.items():
             axes = figure.add_subplot(grid[1, axis])
-            _draw_surface(axes, view(density, level, band_limit, axis), scale, colours, side)
+            _draw_surface(axes, view(solid, level, band_limit, axis), scale, colours, side)
             axes.set(title=name, xlabel=f"{across} (Å)", ylabel=f"{up} (Å)")
     axes = figure.add_subplot(grid[rows - 1, :])
     _draw_histogram(axes, shares)

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from sparsecv.engine.errors import InputError
 from sparsecv.engine.physics.masks import raised_cosine
-from sparsecv.engine.validate.fsc import HALF, check_same_box, fsc, resolution
+from sparsecv.engine.validate.fsc import GOLD_STANDARD, HALF, check_same_box, fsc, resolution
 
 WAVES = 7.0  # diameter of the sphere in units of the global resolution
 SMALLEST_PX, LARGEST_PX = 14, 48  # of the sphere
@@ -21,8 +21,8 @@ BATCH_VALUES = 1 << 22  # voxels of blocks that are transformed at once
 
 
 def window_size(half1: np.ndarray, half2: np.ndarray, pixel_size: float, *, workers: int = 1) -> int:
-    """Diameter of the sphere in pixels, even: seven times the resolution of the whole box at FSC 0.5."""
-    found = resolution(fsc(half1, half2, workers=workers), HALF, len(half1), pixel_size).angstrom
+    """Diameter of the sphere in pixels, even: seven times the resolution of the whole box at FSC 0.143."""
+    found = resolution(fsc(half1, half2, workers=workers), GOLD_STANDARD, len(half1), pixel_size).angstrom
     size = int(np.clip(np.ceil(WAVES * found / pixel_size / 2) * 2, SMALLEST_PX, LARGEST_PX))
     return min(size, len(half1) // 2 * 2)
 

@@ -140,7 +140,8 @@ class LocalWiener:
     def _correlation(self, ops: Any, maps: RawMaps, one: Any, two: Any, wavelength: float, rule: Rule) -> Any:
         """Local correlation of a band, between 0 and 1, at each voxel."""
         xp = ops.xp
-        taps = window_taps(rule.window_factor * wavelength / WINDOW_SIGMAS / (maps.length / maps.side * BIN))
+        bin_length = maps.length / maps.side * BIN
+        taps = xp.asarray(window_taps(rule.window_factor * wavelength / WINDOW_SIGMAS / bin_length))
         # sums of squares by the error's kernel: |a - b|^2 twice, and |a|^2 + |b|^2
         zero = xp.zeros_like(one)
         apart = ops.filtered_error(one, one, two, two, maps.weight, 0.0, BIN)

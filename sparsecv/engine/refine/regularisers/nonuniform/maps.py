@@ -10,7 +10,7 @@ import numpy as np
 import scipy.fft
 
 from sparsecv.engine.refine.regularisers.base import Evidence
-from sparsecv.engine.refine.volumes import PADDING, Accumulator, volume_to_map
+from sparsecv.engine.refine.volumes import Accumulator, quotient, volume_to_map
 
 LEAST_WEIGHT = 0.1  # of the shell's mean: few images leave directions empty
 NOISE_SHELL = 4  # voxels on either side of a distance, over which the noise is averaged
@@ -96,7 +96,7 @@ def smallest_side(box: int, last_shell: int) -> int:
 
 def _solved(ops: Any, quarter: Accumulator, weight: Any, means: np.ndarray, side: int) -> Any:
     """B / N of a quarter on a grid of another side but the same extent; densities stay what they are."""
-    volume = ops.quotient(quarter.data, weight, LEAST_WEIGHT * means, np.zeros_like(means), PADDING)
+    volume = quotient(ops, quarter.data, weight, LEAST_WEIGHT * means, np.zeros_like(means))
     density = volume_to_map(ops, volume, side, quarter.kernel)
     density *= np.float32((side / quarter.box) ** 2)  # a transform is divided by its own side
     return density

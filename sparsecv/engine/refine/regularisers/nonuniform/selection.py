@@ -143,9 +143,9 @@ class _Errors:
         # far from the mask there is nothing to compare
         return xp.where(share > LEAST_SHARE * BIN**3, self.ops.window(error, taps) / xp.maximum(share, 1e-12), 0)
 
-    def _taps(self, wavelength: float) -> np.ndarray:
+    def _taps(self, wavelength: float) -> Any:
         bin_length = self.maps.length / self.maps.side * BIN
-        return window_taps(self.rule.window_factor * wavelength / SIGMAS / bin_length)
+        return self.ops.xp.asarray(window_taps(self.rule.window_factor * wavelength / SIGMAS / bin_length))
 
 
 def window_taps(sigma: float) -> np.ndarray:
