@@ -16,7 +16,7 @@ from sparsecv.engine.validate.fsc import GOLD_STANDARD, HALF, check_same_box, fs
 
 WAVES = 7.0  # diameter of the sphere in units of the global resolution
 SMALLEST_PX, LARGEST_PX = 14, 48  # of the sphere
-EDGE = 0.25  # of the radius: where the sphere fades
+EDGE = 0.5  # of the radius: where the sphere fades; a sharper edge spreads low frequencies into higher shells
 BATCH_VALUES = 1 << 22  # voxels of blocks that are transformed at once
 
 
@@ -109,7 +109,7 @@ def _frequencies(
 
 
 def _soft_sphere(size: int) -> np.ndarray:
-    """1 about the centre, fading over the outer quarter of the radius; float32 (size, size, size)."""
+    """1 about the centre, fading over the outer half of the radius; float32 (size, size, size)."""
     axis = np.arange(size) - size // 2
     radius = np.sqrt(axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2)
     edge = EDGE * size / 2

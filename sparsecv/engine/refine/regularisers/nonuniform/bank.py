@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LAST_GAIN = 0.25  # of the finest filter in use, at the last shell that is compared
+LAST_GAIN = 0.1  # of the finest filter in use, at the last shell that is compared
 
 
 @dataclass(frozen=True)
@@ -42,5 +42,5 @@ class Bank:
         return np.linspace(first, float(last_shell), self.filters)
 
     def reach(self, cutoff: float) -> int:
-        """Last shell of which a filter leaves a quarter of the amplitude."""
+        """Last shell of which a filter leaves a tenth of the amplitude."""
         return int(cutoff * (1 / LAST_GAIN**2 - 1) ** (0.5 / self.order))

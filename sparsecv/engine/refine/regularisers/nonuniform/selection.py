@@ -35,10 +35,14 @@ class Rule:
         rho / theta, the paper's adaptive window factor.
     is_literal
         Equation 6 as it stands, or like for like.
+    correction
+        Of the error, like for like: 0 takes that of the raw maps, 1 that of their mean, which has half of the noise.
+        Less than 1 keeps chance from choosing in solvent (docs/decisions.md).
     """
 
     window_factor: float = 2.5
     is_literal: bool = False
+    correction: float = 0.75
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ class _Errors:
 
     def _error(self, candidate: Candidate) -> Any:
         """Held-out error per bin; but for the literal equation that of the mean of both, which has half the noise."""
-        correction = 0.0 if self.rule.is_literal else 1.0
+        correction = 0.0 if self.rule.is_literal else self.rule.correction
         maps = self.maps
         return self.ops.filtered_error(maps.first, maps.second, candidate.first, candidate.second, maps.weight,
                                        correction, BIN)
