@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Noise without particles, refined from a ball: does a refinement claim a resolution that is not there?
 
-    python benchmarks/noise_only.py --seeds 5 --regularisers wiener sparse-tv
+    python benchmarks/noise_only.py --seeds 5 --regularisers wiener sparse-tv nonuniform
 
 The reference is a soft ball, low-pass filtered. Noise aligned to one reference correlates up to the resolution of that
 reference and a little further (``sparsecv/engine/validate/claims.py``), as the curves show; the program must claim none
-of it.
+of it. With the non-uniform prior: the smaller of the halves' shares of voxels that are left to the coarsest filter.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import json
 
 from common import Bench, Usage, parse, save, table
 
-from sparsecv.engine.io.mrc import write_map
+from sparsecv.engine.io.mrc import read_map, write_map
 from sparsecv.engine.io.star import StarFile
 from sparsecv.engine.physics.fourier import low_pass
 from sparsecv.engine.physics.masks import sphere
+from sparsecv.engine.refine.prepare import DIAMETER_OF_BOX
 from sparsecv.engine.validate.fsc import GOLD_STANDARD, resolution
 
 LOW_PASS = 40.0  # A, of the reference
@@ -51,6 +52,10 @@ def run(
         "claimed, masked": min(float(status["masked_resolution_0143"]),
                                float(star.table("general").floats("rlnFinalResolution")[0])),
     }  # fmt: skip
+    limits = [read_map(path).data for path in sorted(out.glob("run_half[12]_bandlimit.mrc"))]
+    inside = sphere(box, DIAMETER_OF_BOX * box / 2) > 0.5
+    shares = [float((one[inside] > one.max() * 0.999).mean()) for one in limits]
+    claimed["coarsest filter, %"] = 100 * min(shares) if shares else float("nan")
     for name, column in COLUMNS.items():
         claimed[name] = resolution(star.table("fsc").floats(column), GOLD_STANDARD, box, pixel_size).angstrom
     return usage, claimed
@@ -61,7 +66,7 @@ def main() -> None:
     bench, given = parse(
         __doc__,
         ("--seeds", {"type": int, "default": 5, "help": "number of runs"}),
-        ("--regularisers", {"nargs": "+", "default": ["wiener", "sparse-tv"]}),
+        ("--regularisers", {"nargs": "+", "default": ["wiener", "sparse-tv", "nonuniform"]}),
         ("--box", {"type": int, "default": 64}),
         ("--pixel-size", {"type": float, "default": 3.0, "help": "A"}),
         ("--particles", {"type": int, "default": 500}),

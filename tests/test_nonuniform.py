@@ -180,9 +180,11 @@ def test_a_rigid_core_keeps_its_detail_and_the_belt_loses_it() -> None:
 
 
 def test_noise_is_left_to_the_coarsest_filter() -> None:
-    for seed in range(3):
+    shares = []
+    for seed in range(6):
         theta = band_limits(raw_maps(np.zeros((SIDE,) * 3), 1.0, seed), Bank())
-        assert (theta[BALL] == theta.max()).mean() > 0.95
+        shares.append((theta[BALL] == theta.max()).mean())
+    assert np.mean(shares) > 0.95 and min(shares) > 0.9
 
 
 def test_the_literal_equation_dilutes_a_core_and_the_default_does_not() -> None:
