@@ -43,7 +43,7 @@ print(found.selection.chosen.mean())
 def main() -> None:
     """Run, evaluate and print."""
     bench, given = parse(__doc__, ("--seeds", {"type": int, "nargs": "+", "default": [1, 2, 3]}),
-                         ("--large", {"type": int, "nargs": "*", "default": [256, 512], "help": "boxes, px"}))  # fmt: skip
+                         ("--large", {"type": int, "nargs": "*", "default": [256, 512]}))  # fmt: skip
     bench.warm_up()
     core, around = (read_map(bench.data_set(SET) / f"mask_{name}.mrc").data for name in ("protein", "belt"))
     rows = []

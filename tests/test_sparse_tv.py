@@ -61,8 +61,8 @@ def backprojected(density: np.ndarray, sigma2: float, seed: int, views: int = VI
 def evidence_of(density: np.ndarray, sigma2: float = SIGMA2, **changes: Any) -> Evidence:
     quarters = backprojected(density, sigma2, 1), backprojected(density, sigma2, 2)
     last = quarters[0].last_shell
-    evidence = Evidence(quarters, np.zeros((BOX,) * 3, np.float32), np.ones(last + 1), SUPPORT, BOX, PIXEL_SIZE,
-                        iteration=1, band=last)
+    evidence = Evidence(quarters, np.zeros((BOX,) * 3, np.float32), np.ones(last + 1), SUPPORT, SUPPORT, BOX,
+                        PIXEL_SIZE, iteration=1, band=last)
     return replace(evidence, **changes)
 
 
@@ -365,8 +365,8 @@ def test_no_density_is_negative_if_so_asked(evidence: Evidence) -> None:
 
 def test_an_empty_half_gives_an_empty_reference() -> None:
     nothing = Accumulator.empty(cpu, BOX, 9)
-    evidence = Evidence((nothing, nothing), np.zeros((BOX,) * 3, np.float32), np.zeros(10), SUPPORT, BOX, PIXEL_SIZE,
-                        iteration=2, band=9, memory={"kappa_sparse": 1.0, "kappa_variation": 2.0})
+    evidence = Evidence((nothing, nothing), np.zeros((BOX,) * 3, np.float32), np.zeros(10), SUPPORT, SUPPORT, BOX,
+                        PIXEL_SIZE, iteration=2, band=9, memory={"kappa_sparse": 1.0, "kappa_variation": 2.0})
     regulariser = SparseTv(UNITS, Kappas())
     found = regulariser.regularise(cpu, evidence)
     assert not found.reference.any()

@@ -37,7 +37,8 @@ def even_evidence(curve: np.ndarray, density: np.ndarray | None = None, kernel: 
     c = half_width(LAST)
     weight = np.full((2 * c + 1, 2 * c + 1, c + 1), WEIGHT / 2, dtype=np.float32)
     quarters = [Accumulator(volume * np.float32(WEIGHT / 2), weight, BOX, LAST, kernel) for _ in "12"]
-    return Evidence((quarters[0], quarters[1]), np.zeros((BOX,) * 3, np.float32), curve, SUPPORT, BOX, PIXEL_SIZE)
+    empty = np.zeros((BOX,) * 3, np.float32)
+    return Evidence((quarters[0], quarters[1]), empty, curve, SUPPORT, SUPPORT, BOX, PIXEL_SIZE)
 
 
 def filtered(evidence: Evidence, factors: np.ndarray) -> np.ndarray:

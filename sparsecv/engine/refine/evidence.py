@@ -51,8 +51,9 @@ def evidence_of_accumulators(ops: Any, stored: StoredAccumulators, support: np.n
     curve[parts[0].last_shell + 1 :] = 0
     own = fsc_of_sum(curve) if WHOLE in stored.quarters else curve
     empty = ops.xp.zeros(support.shape, dtype=ops.xp.float32)
+    mask, ball = (ops.xp.asarray(one) for one in (support, sphere))
     return {
-        half: Evidence(quarters, empty, own, ops.xp.asarray(support), stored.box, stored.origin.pixel_size, CHOOSING,
+        half: Evidence(quarters, empty, own, mask, ball, stored.box, stored.origin.pixel_size, CHOOSING,
                        min(band_of(curve), quarters[0].last_shell))
         for half, quarters in stored.quarters.items()
     }  # fmt: skip
@@ -93,7 +94,8 @@ def evidence_of_half_maps(
     curve[last + 1 :] = 0
     known = np.zeros_like(half1) if previous is None else previous
     return Evidence((quarters[0], quarters[1]), ops.xp.asarray(known.astype(np.float32)), fsc_of_sum(curve),
-                    ops.xp.asarray(support), box, pixel_size, CHOOSING, min(band_of(curve), last))
+                    ops.xp.asarray(support), ops.xp.asarray(sphere), box, pixel_size, CHOOSING,
+                    min(band_of(curve), last))
 
 
 def weight_per_shell(half1: np.ndarray, half2: np.ndarray, support: np.ndarray) -> np.ndarray:

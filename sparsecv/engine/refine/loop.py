@@ -270,8 +270,8 @@ class Refinement:
         number: int,
     ) -> Evidence:  # fmt: skip
         geometry = self.particles.geometry
-        return Evidence(quarters, previous, curve, self.support, geometry.box, geometry.pixel_size, number,
-                        self.state.band, memory)
+        return Evidence(quarters, previous, curve, self.support, self.ops.xp.asarray(self.sphere), geometry.box,
+                        geometry.pixel_size, number, self.state.band, memory)
 
     def _update(self, results: list[HalfResult], curve: np.ndarray, band: int, is_last: bool) -> None:
         """History, noise, scales, and what the next search compares and how widely."""

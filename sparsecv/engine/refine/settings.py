@@ -189,7 +189,8 @@ class RefineSettings(RegulariserSettings):
     initial_lowpass: float = option(40.0, "low-pass filter of the starting map, A; 0 leaves it as it is")
     particle_diameter: float | None = option(None, "diameter of the particle, A (default: 90 %% of the box)")
     local: bool = option(False, "search around the poses in the STAR file only")
-    mask: Path | None = option(None, "mask on the reference, values 0 to 1 (default: a sphere)")
+    mask: Path | None = option(None, "mask on the reference, values 0 to 1; nonuniform: outside it the coarsest filter "
+                               "holds (default: a sphere)")
     data_dir: Path | None = option(None, "further folder in which image paths are looked up")
     threads: int = option(0, "threads; 0 takes all cores")
     device: str = option("auto", "where to compute", choices=OFFERED_DEVICES)
@@ -282,7 +283,8 @@ class NuFilterSettings(NonUniformSettings):
     half1: Path = required("unfiltered, unmasked half map of any program", positional=True)
     half2: Path = required("the other half map", positional=True)
     output: Path = required("folder for the results")
-    mask: Path | None = option(None, "what is filtered, values 0 to 1; it is 0 outside (default: a sphere)")
+    mask: Path | None = option(None, "where filters are chosen, values 0 to 1; outside it the coarsest holds (default: "
+                               "a sphere)")
     particle_diameter: float | None = option(None, "diameter of the particle, A (default: 90 %% of the box)")
     pixel_size: float | None = option(None, "A, instead of what the headers say")
     mtf: Path | None = option(None, "STAR file with the detector's MTF, for the sharpened map")

@@ -30,6 +30,8 @@ class Evidence:
         (shells,) FSC between the unregularised halves.
     support
         (box, box, box) float32 soft mask, on the device: the sphere of the particle's diameter, or the user's mask.
+    sphere
+        (box, box, box) float32, on the device: that sphere in any case; images show nothing beyond it.
     box, pixel_size
         Pixels, and A.
     iteration
@@ -44,6 +46,7 @@ class Evidence:
     previous: Any
     fsc: np.ndarray
     support: Any
+    sphere: Any
     box: int
     pixel_size: float
     iteration: int = 1

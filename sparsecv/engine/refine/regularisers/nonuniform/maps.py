@@ -24,10 +24,10 @@ class RawMaps:
     Attributes
     ----------
     first, second
-        (side, side, side) float32, 0 outside the support.
+        (side, side, side) float32.
     weight
-        (side, side, side) float32: of each voxel's error; 0 outside the support, inside it 1 over the noise power at
-        the voxel's distance from the centre, mean 1.
+        (side, side, side) float32: of each voxel's error; 0 outside the mask, where nothing is chosen, inside it 1
+        over the noise power at the voxel's distance from the centre, mean 1.
     length
         Of the side, A.
     last_shell
@@ -49,7 +49,7 @@ class RawMaps:
     def of_maps(
         cls, ops: Any, first: Any, second: Any, inside: Any, length: float, last_shell: int, *, whitened: bool = True
     ) -> RawMaps:
-        """From two maps and the support (bool), all (side, side, side) on the device.
+        """From two maps and the mask (bool) inside which filters are chosen, all (side, side, side) on the device.
 
         Parameters
         ----------
@@ -58,7 +58,6 @@ class RawMaps:
             interpolation kernel makes noise rise towards the side of the box.
         """
         mask = inside.astype(ops.xp.float32)
-        first, second = first * mask, second * mask
         weight = _whitening(ops, first - second, mask) if whitened else mask
         return cls(first, second, weight, length, last_shell)
 
@@ -66,8 +65,10 @@ class RawMaps:
     def of(cls, ops: Any, evidence: Evidence, *, whitened: bool = True, full: bool = False) -> RawMaps:
         """From the sums of a half's quarters.
 
-        Both quarters are divided by half of the *common* weight, m_q = B_q / (N / 2), so that their mean is the half's
-        own B / N: what is chosen for the quarters is applied to it without another transform.
+        The maps are 0 outside the particle's sphere; a mask only limits where filters are chosen, as density that the
+        images show must not be missing from a reference. Both quarters are divided by half of the *common* weight,
+        m_q = B_q / (N / 2), so that their mean is the half's own B / N: what is chosen for the quarters is applied to
+        it without another transform.
 
         Parameters
         ----------
@@ -79,8 +80,9 @@ class RawMaps:
         side = evidence.box if full else smallest_side(evidence.box, last)
         half = (quarters[0].weight + quarters[1].weight) * np.float32(0.5)
         means = replace(quarters[0], weight=half).mean_weight(ops)
-        first, second = (_solved(ops, quarter, half, means, side) for quarter in quarters)
-        inside = on_grid(ops.xp, ops.xp.asarray(evidence.support) > 0.5, side)
+        ball = on_grid(ops.xp, evidence.sphere > 0.5, side)
+        first, second = (_solved(ops, quarter, half, means, side) * ball for quarter in quarters)
+        inside = ball & on_grid(ops.xp, ops.xp.asarray(evidence.support) > 0.5, side)
         return cls.of_maps(ops, first, second, inside, evidence.box * evidence.pixel_size, last, whitened=whitened)
 
 

@@ -50,10 +50,13 @@ class NonUniform:
     shows_halves: bool = True
 
     def regularise(self, ops: Any, evidence: Evidence) -> Regularised:
-        """The half's map through the filters that its own quarters have chosen, inside the support."""
+        """The half's map through the filters that its own quarters have chosen, inside the particle's sphere.
+
+        Outside of a mask the coarsest filter holds.
+        """
         maps, found = self.filtered(ops, evidence)
         selection, box = found.selection, evidence.box
-        reference = resampled(ops, selection.whole, box) * evidence.support
+        reference = resampled(ops, selection.whole, box) * evidence.sphere
         chosen = ops.to_host(selection.chosen)
         inside = ops.to_host(maps.weight) > 0
         counts = np.bincount(chosen[inside], minlength=len(found.values))
