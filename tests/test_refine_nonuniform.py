@@ -5,18 +5,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+import small_run
 from halfmaps import half_maps
+from small_run import BOX, PIXEL_SIZE, history, simulated
 
 from sparsecv import cli
 from sparsecv.engine.io.mrc import read_map, write_map
-from sparsecv.engine.simulate import SimulatedFiles, SimulateSettings, simulate
+from sparsecv.engine.simulate import SimulatedFiles
 from sparsecv.engine.validate.fsc import HALF, fsc, resolution
 
-PARTICLES, BOX, PIXEL_SIZE = 160, 32, 5.0
 RESULTS = ("run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc", "run_class001.mrc",
            "run_class001_regularised.mrc", "run_bandlimit.mrc", "run_half1_bandlimit.mrc", "run_half2_bandlimit.mrc",
            "run_locally_filtered.mrc", "run_data.star")  # fmt: skip
@@ -24,26 +24,19 @@ RESULTS = ("run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc", "run_
 pytestmark = pytest.mark.usefixtures("threads_as_before")
 
 
+def refine(data: SimulatedFiles, output: Path, *words: object) -> int:
+    return small_run.refine(data, output, "nonuniform", *words)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> SimulatedFiles:
-    folder = tmp_path_factory.mktemp("nonuniform") / "data"
-    return simulate(SimulateSettings(output=folder, particles=PARTICLES, box=BOX, pixel_size=PIXEL_SIZE, snr=0.5))
-
-
-def refine(data: SimulatedFiles, output: Path, *words: object) -> int:
-    given = ("refine", "--particles", data.particles, "--reference", data.reference, "--output", output)
-    return cli.main([str(word) for word in (*given, "--regulariser", "nonuniform", "--threads", 1, *words)])
-
-
-def history(folder: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((folder / "status.json").read_text())["history"]
-    return found
+    return simulated(tmp_path_factory.mktemp("nonuniform"))
 
 
 @pytest.fixture(scope="module")
 def finished(data: SimulatedFiles) -> Path:
     folder = data.stack.parent.parent / "finished"
-    assert refine(data, folder, "--iterations", 5) == 0
+    assert refine(data, folder, "--iterations", 4) == 0
     return folder
 
 
@@ -95,8 +88,8 @@ def test_half_maps_are_not_filtered(finished: Path) -> None:
 
 
 def test_a_run_goes_on_as_if_it_had_not_stopped(data: SimulatedFiles, finished: Path, tmp_path: Path) -> None:
-    assert refine(data, tmp_path, "--iterations", 3) == 0
-    assert refine(data, tmp_path, "--iterations", 5, "--continue") == 0
+    assert refine(data, tmp_path, "--iterations", 2) == 0
+    assert refine(data, tmp_path, "--iterations", 4, "--continue") == 0
     for name in RESULTS:
         assert (tmp_path / name).read_bytes() == (finished / name).read_bytes(), name
 
@@ -107,8 +100,8 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(data: SimulatedFiles, finished: 
     ("--nu-family", "sparse-tv"),
 ])  # fmt: skip
 def test_other_choices_run(data: SimulatedFiles, tmp_path: Path, options: tuple[object, ...]) -> None:
-    assert refine(data, tmp_path, "--iterations", 3, *options) == 0
-    shown = history(tmp_path)[1]["regulariser"][0]
+    assert refine(data, tmp_path, "--iterations", 2, *options) == 0
+    shown = history(tmp_path)[0]["regulariser"][0]
     assert len(shown["share"]) == {"paper": 50, "local-wiener": 6, "sparse-tv": 6}[str(options[1])]
     assert (tmp_path / "run_bandlimit.mrc").is_file() == (options[1] != "sparse-tv")
     assert read_map(tmp_path / "run_class001_regularised.mrc").data.any()
@@ -127,6 +120,10 @@ def test_kept_sums_can_be_filtered_without_refining(data: SimulatedFiles, tmp_pa
     assert cli.main([str(word) for word in words]) == 0
     told = json.loads((tmp_path / "out" / "regularise.json").read_text())
     assert [len(one["share"]) for one in told["maps"]] == [5, 5]
+    for half, one in enumerate(told["maps"], start=1):
+        limits = read_map(tmp_path / "out" / f"regularised_half{half}_bandlimit.mrc").data
+        assert all(np.isclose(limit, one["band_limits"]).any() for limit in np.unique(limits))
+        assert limits.max() == pytest.approx(one["band_limits"][0])
 
 
 # ------------------------------------------------------------------------------------------------------ nu-filter

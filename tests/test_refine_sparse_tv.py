@@ -3,40 +3,31 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+import small_run
+from small_run import BOX, PIXEL_SIZE, history, simulated
 
-from sparsecv import cli
 from sparsecv.engine.io.mrc import read_map
 from sparsecv.engine.refine.checkpoint import checkpoint_path, load_checkpoint
-from sparsecv.engine.simulate import SimulatedFiles, SimulateSettings, simulate
+from sparsecv.engine.simulate import SimulatedFiles
 from sparsecv.engine.validate.fsc import HALF, fsc, resolution
 
-PARTICLES, BOX, PIXEL_SIZE = 160, 32, 5.0
 RESULTS = ("run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc", "run_class001.mrc",
            "run_class001_regularised.mrc", "run_data.star")  # fmt: skip
 
 pytestmark = pytest.mark.usefixtures("threads_as_before")
 
 
+def refine(data: SimulatedFiles, output: Path, *words: object) -> int:
+    return small_run.refine(data, output, "sparse-tv", *words)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> SimulatedFiles:
-    folder = tmp_path_factory.mktemp("sparse_tv") / "data"
-    return simulate(SimulateSettings(output=folder, particles=PARTICLES, box=BOX, pixel_size=PIXEL_SIZE, snr=0.5))
-
-
-def refine(data: SimulatedFiles, output: Path, *words: object) -> int:
-    given = ("refine", "--particles", data.particles, "--reference", data.reference, "--output", output)
-    return cli.main([str(word) for word in (*given, "--regulariser", "sparse-tv", "--threads", 1, *words)])
-
-
-def history(folder: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads((folder / "status.json").read_text())["history"]
-    return found
+    return simulated(tmp_path_factory.mktemp("sparse_tv"))
 
 
 @pytest.fixture(scope="module")

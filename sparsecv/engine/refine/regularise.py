@@ -68,6 +68,8 @@ def regularise(settings: RegulariseSettings, ops: Any, maps: HalfMaps | None, wa
         before = ops.to_host((own.quarters[0] + own.quarters[1]).solve(ops) * own.support)
         path = folder / f"{name}.mrc"
         write_map(path, density, own.pixel_size, label=f"sparsecv regularised map, {regulariser.name}")
+        for kind, volume in found.volumes.items():
+            write_map(folder / f"{name}_{kind}.mrc", volume, own.pixel_size, label=f"sparsecv {kind}, A")
         plot_slices(folder / f"{name}_slices.png", {"unregularised": before, regulariser.name: density},
                     own.pixel_size, title=f"{path.name}, {regulariser.name}")
         written.append(path)

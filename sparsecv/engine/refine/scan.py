@@ -24,7 +24,7 @@ from sparsecv.engine.refine.regularisers.sparse_tv import Kappas, NoiseUnits
 from sparsecv.engine.refine.regularisers.sparse_tv.half_problem import HalfProblem
 from sparsecv.engine.refine.regularisers.sparse_tv.held_out import HeldOut
 from sparsecv.engine.refine.run import refine
-from sparsecv.engine.refine.settings import RefineSettings, ScanSettings
+from sparsecv.engine.refine.settings import NU_OPTIONS, RefineSettings, ScanSettings
 from sparsecv.engine.report.progress import Progress
 from sparsecv.engine.report.strengths import plot_scan
 from sparsecv.engine.settings import build, read_settings, write_settings
@@ -173,7 +173,8 @@ def refine_settings(settings: ScanSettings, point: tuple[float, float]) -> Refin
     """
     assert settings.refine is not None, "settings are checked when they are made"
     given = read_settings(settings.refine, "refine", RefineSettings, ("refine", "scan"))
-    for name in ("tau_factor", "alpha", "beta", "kappa_sparse", "kappa_variation", "resume"):
+    others = ("tau_factor", *NU_OPTIONS, "nu_share")  # of other regularisers
+    for name in (*others, "alpha", "beta", "kappa_sparse", "kappa_variation", "resume"):
         given.pop(name, None)
     if not settings.is_in_paper_units:
         given.pop("preset", None)
