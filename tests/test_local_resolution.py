@@ -102,4 +102,4 @@ def test_a_script_has_a_key_in_angstrom(tmp_path: Path) -> None:
     write_chimerax_script(tmp_path / "a.cxc", "map.mrc", "limits.mrc", 0.125, 4.0, 24.0)
     text = (tmp_path / "a.cxc").read_text()
     assert "volume #1 style surface step 1 level 0.125" in text
-    assert "palette 4.00,#440154:9.00," in text and text.count("#fde725") == 2 and "#fde725:24.0" in text
+    assert "palette 4.00,#fde725:9.00," in text and text.count("#440154") == 2 and "#440154:24.0" in text

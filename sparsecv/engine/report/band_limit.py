@@ -18,9 +18,9 @@ from sparsecv.engine.physics.masks import large_components, solvent_threshold
 from sparsecv.engine.report.plots import COLOURS, central_slices, save_figure
 from sparsecv.engine.report.surface import view
 
-MAP = "viridis"  # fine: dark, coarse: light; can be told apart with any colour vision
+MAP = "viridis_r"  # fine: light, coarse: dark; can be told apart with any colour vision
 SCRIPT_COLOURS = 5
-FAINT = 0.45  # brightness of empty space, so that its band limit can still be read
+FAINT = 0.35  # brightness of empty space, so that its band limit can still be read
 VIEWS = {0: ("seen from +z", "x", "y"), 1: ("seen from -y", "x", "z"), 2: ("seen from +x", "y", "z")}
 
 
