@@ -53,7 +53,7 @@ def main() -> None:
         inner, belt = (float(np.median(limits[where])) for where in (core > 0.5, (around > 0.5) & (core < 0.05)))
         history = json.loads((folder / "status.json").read_text())["history"]
         rows.append([seed, f"{inner:.2f}", f"{belt:.2f}", f"{belt / inner:.2f}",
-                     f"{history[-2]['band_limit_disagreement']:.2f}"])  # fmt: skip
+                     f"{history[-1]['band_limit_disagreement']:.2f}"])  # fmt: skip
     table("band_limits", ("seed", "core, A", "belt, A", "belt / core", "rms log2, half 1 / half 2"), rows)
     large = []
     for box in given.large:

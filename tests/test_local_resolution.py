@@ -52,7 +52,8 @@ def test_outside_of_the_mask_nothing_is_estimated() -> None:
     mask[10:30, 10:30, 10:30] = 1
     found = local_resolution(first, second, PIXEL, mask=mask, size=16, step=4)
     assert (found[mask == 0] == 16 * PIXEL).all()
-    assert found[15:25, 15:25, 15:25].max() < 14
+    everywhere = local_resolution(first, second, PIXEL, size=16, step=4)
+    np.testing.assert_allclose(found[mask == 1], everywhere[mask == 1], rtol=1e-6)  # its rim is not blurred
 
 
 def test_the_window_follows_the_resolution() -> None:

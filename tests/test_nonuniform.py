@@ -288,6 +288,16 @@ def test_errors_are_weighted_by_the_noise_at_their_distance() -> None:
     assert not maps.weight[~BALL].any()
 
 
+def test_a_mask_of_any_shape_leaves_white_noise_white() -> None:
+    """Noise is measured where the mask is, not where it could be."""
+    slab = (np.abs(np.arange(SIDE) - SIDE // 2) < 5)[:, None, None] & BALL
+    rng = np.random.default_rng(1)
+    first, second = (rng.normal(size=(SIDE,) * 3).astype(np.float32) for _ in "12")
+    weight = RawMaps.of_maps(cpu, first, second, slab, LENGTH, 23).weight
+    assert weight[slab].mean() == pytest.approx(1, abs=0.03)
+    assert np.abs(weight[slab] - 1).max() < 0.4
+
+
 def test_maps_of_quarters_have_the_half_s_as_their_mean() -> None:
     """On the coarse grid, too, and with the densities that they have on the box's own."""
     box = 24
@@ -377,7 +387,7 @@ def test_filtering_by_a_map_of_band_limits() -> None:
     signal = texture(1, 23)
     limits = np.full((SIDE,) * 3, 8.0)
     limits[:, :, : SIDE // 2] = 24.0
-    found = filter_locally(cpu, signal, limits, PIXEL, Bank(9, 8))
+    found = filter_locally(cpu, signal, limits, PIXEL, 8, np.array([4.0, 6.0, 12.0]))
     for where, limit in ((np.s_[:, :, : SIDE // 2], 24.0), (np.s_[:, :, SIDE // 2 :], 8.0)):
         uniform = filtered(signal, lambda k, limit=limit: 1 / np.sqrt(1 + (k * SIDE / (LENGTH / limit)) ** 16))
         np.testing.assert_allclose(found[where], uniform[where], atol=1e-4)
@@ -403,20 +413,23 @@ def test_the_device_gives_what_the_processor_gives(family: str) -> None:
     np.testing.assert_allclose(found[1][1], found[0][1], atol=0.01)
 
 
-def test_outside_of_a_mask_the_coarsest_filter_holds() -> None:
+@pytest.mark.parametrize("family", ["butterworth", "local-wiener", "sparse-tv"])
+def test_outside_of_a_mask_the_coarsest_filter_holds(family: str) -> None:
     """Density that the images show is not cut off, only smoothed."""
     box, truth = 24, blobs(24, count=12)
     quarters = backprojected(truth, 4.0, 1), backprojected(truth, 4.0, 2)
     ball, mask = sphere(box, 10), sphere(box, 3, 2)
     plain = Evidence(quarters, np.zeros_like(truth), np.ones(12), ball, ball, box, PIXEL_SIZE)
-    regulariser = NonUniform(Bank(6, 8, 25.0))
+    options = {} if family == "sparse-tv" else {"nu_filters": 6}
+    regulariser = make_regulariser(RegulariserSettings(regulariser="nonuniform", nu_family=family, **options))
     masked, whole = (regulariser.regularise(cpu, one) for one in (replace(plain, support=mask), plain))
     coarse = regulariser.regularise(cpu, replace(plain, support=0 * mask))
     outside, inner = (mask == 0) & (ball == 1), sphere(box, 1) > 0.99
     np.testing.assert_allclose(masked.reference[outside], coarse.reference[outside], atol=1e-5)
     assert np.abs(masked.reference[outside]).max() > 0.1 * np.abs(masked.reference).max()
     assert np.corrcoef(masked.reference[inner], whole.reference[inner])[0, 1] > 0.98
-    assert (masked.volumes[BAND_LIMIT][outside] == masked.volumes[BAND_LIMIT].max()).all()
+    if family != "sparse-tv":
+        assert (masked.volumes[BAND_LIMIT][outside] == masked.volumes[BAND_LIMIT].max()).all()
 
 
 # -------------------------------------------------------------------------------------------------------- the settings
@@ -462,6 +475,8 @@ def test_at_most_forty_transforms_at_the_default_settings(monkeypatch: pytest.Mo
     {"regulariser": "nonuniform", "nu_awf": 0.0},
     {"regulariser": "nonuniform", "nu_family": "gaussian"},
     {"regulariser": "nonuniform", "nu_selection": "best"},
+    {"regulariser": "nonuniform", "nu_family": "sparse-tv", "nu_order": 4},
+    {"regulariser": "nonuniform", "nu_family": "local-wiener", "nu_selection": "literal"},
 ])  # fmt: skip
 def test_options_that_do_not_go_together_are_refused(tmp_path: Path, wrong: dict[str, Any]) -> None:
     given = {"particles": tmp_path / "p.star", "reference": tmp_path / "r.mrc", "output": tmp_path}
@@ -482,6 +497,7 @@ def test_a_lone_voxel_does_not_widen_the_band() -> None:
     assert chosen_by([1000, 990, 10]) == reach[15] + 2
     assert chosen_by([1000, 999, 1]) == reach[10] + 2
     assert chosen_by([1000, 999, 1], share=0.001) == reach[15] + 2
+    assert chosen_by([1000, 999, 0], share=0.0) == reach[10] + 2  # what nobody uses does not count
     assert chosen_by([1000, 0, 0]) == reach[5] + 2  # no signal: as far as the coarsest filter
 
 

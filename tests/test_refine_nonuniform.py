@@ -14,6 +14,7 @@ from small_run import BOX, PIXEL_SIZE, history, simulated
 
 from sparsecv import cli
 from sparsecv.engine.io.mrc import read_map, write_map
+from sparsecv.engine.physics.masks import sphere
 from sparsecv.engine.simulate import SimulatedFiles
 from sparsecv.engine.validate.fsc import HALF, fsc, resolution
 
@@ -66,6 +67,7 @@ def test_every_iteration_tells_its_band_limits(finished: Path) -> None:
             assert sum(shown["share"]) == pytest.approx(1)
             assert shown["band_limits"] == sorted(shown["band_limits"], reverse=True)
     assert entries[-2]["band_limit_disagreement"] < 1.5
+    assert "band_limit_disagreement" in entries[-1] and len(entries[-1]["regulariser"]) == 2
     for number in range(1, len(entries)):
         assert (finished / f"run_it{number:03d}_bandlimit.png").read_bytes()[:4] == b"\x89PNG"
     assert (finished / "run_bandlimit.png").is_file()
@@ -184,5 +186,34 @@ def test_half_maps_that_cannot_be_filtered(halves: tuple[Path, Path], tmp_path: 
         said = capsys.readouterr().err.strip()
         assert message in said and said.count("\n") == 0
     assert not (tmp_path / "out").exists()
-    assert nu_filter(*halves, "--output", tmp_path / "out", "--local-window", 7) == 2
-    assert "even number" in capsys.readouterr().err
+    for options, message in (
+        (("--local-window", 7), "even number"), (("--mtf-pixel-size", 1), "no meaning"),
+        (("--nu-family", "sparse-tv", "--bfactor", -50), "no meaning"),
+        (("--mtf", tmp_path / "none.star"), "none.star"),
+    ):  # fmt: skip
+        assert nu_filter(*halves, "--output", tmp_path / "out", *options) in (2, 74)
+        assert message in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_noise_is_filtered_inside_a_sphere_and_the_origin_stays(tmp_path: Path,
+                                                                capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(1)
+    paths = tmp_path / "one.mrc", tmp_path / "two.mrc"
+    for path in paths:
+        write_map(path, rng.normal(size=(32,) * 3).astype(np.float32), 3.0, (10.0, -20.0, 30.0))
+    assert nu_filter(*paths, "--output", tmp_path / "out") == 0
+    for name in ("filtered.mrc", "sharpened.mrc", "bandlimit.mrc", "local_resolution.mrc"):
+        assert read_map(tmp_path / "out" / name).origin == pytest.approx((10.0, -20.0, 30.0)), name
+    limits = read_map(tmp_path / "out" / "bandlimit.mrc").data
+    assert (limits > 24.9).mean() > 0.9
+
+
+def test_a_mask_is_used_for_the_sharpening_too(halves: tuple[Path, Path], tmp_path: Path) -> None:
+    mask = tmp_path / "mask.mrc"
+    write_map(mask, sphere(48, 14, 5), 2.0)
+    told = []
+    for name, options in (("plain", ()), ("masked", ("--mask", mask))):
+        assert nu_filter(*halves, "--output", tmp_path / name, "--no-local-resolution", *options) == 0
+        told.append(json.loads((tmp_path / name / "nu_filter.json").read_text())["bfactor"])
+    assert told[0] != told[1]

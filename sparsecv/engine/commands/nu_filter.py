@@ -23,11 +23,15 @@ def run(settings: NuFilterSettings, save: Save) -> int:
     found = nu_filter(settings, ops(settings.device), first, second, lambda text: warn([text]), workers)
     save(settings.output / "nu_filter.toml")
     low, middle, high = found.quartiles
-    print(f"band limits inside the mask: median {middle:.2f} A, quartiles {low:.2f} and {high:.2f} A")
+    if found.is_band_limit:
+        print(f"band limits inside the mask: median {middle:.2f} A, quartiles {low:.2f} and {high:.2f} A")
+    else:
+        print(f"factors of the strengths inside the mask: median {middle:.3g}, quartiles {low:.3g} and {high:.3g}")
     if found.resolution_quartiles is not None:
         low, middle, high = found.resolution_quartiles
-        print(f"local resolution, FSC 0.5 in spheres: median {middle:.2f} A, quartiles {low:.2f} and {high:.2f} A; "
-              f"rank correlation with the band limits {found.rank_correlation:.2f}")
+        relation = found.rank_correlation
+        print(f"local resolution, FSC 0.5 in spheres: median {middle:.2f} A, quartiles {low:.2f} and {high:.2f} A"
+              + ("" if relation is None else f"; rank correlation with the band limits {relation:.2f}"))
     print(f"results in {settings.output}: {', '.join(found.written)}")
     print("filtered maps are for looking at: both half maps have chosen the filters, and their FSC is no resolution")
     return 0

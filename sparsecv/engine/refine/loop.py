@@ -134,7 +134,7 @@ class Refinement:
         iteration = self._half_maps(results, accumulated)
         if is_last:
             self._join(results, iteration)
-            band, told = state.band, dict[str, Any]()
+            band, told = state.band, shown_of(iteration.regularised)
         else:
             band, told = self._next_references(results, iteration, accumulated)
         self._update(results, iteration.fsc, band, is_last)
@@ -223,10 +223,7 @@ class Refinement:
         iteration.regularised = first, second
         band = next_band(self.particles.geometry, iteration.fsc, accumulated, supported)
         spent = round(time.process_time() - started, 3)
-        told = {"prior": prior.name, "regulariser_cpu_s": spent, "regulariser": [first.shown, second.shown]}
-        if BAND_LIMIT in first.volumes:
-            told["band_limit_disagreement"] = disagreement(first.volumes[BAND_LIMIT], second.volumes[BAND_LIMIT])
-        return band, told
+        return band, {"prior": prior.name, "regulariser_cpu_s": spent} | shown_of(iteration.regularised)
 
     def _prior(self, curve: np.ndarray) -> Regulariser:
         """The regulariser, once the halves show more than they share, and the Wiener filter until then.
@@ -318,3 +315,14 @@ class Refinement:
             "significant": float(np.median(state.particles.significant[kept])),
             "rejected": len(state.rejected),
         }
+
+
+def shown_of(regularised: tuple[Regularised, ...]) -> dict[str, Any]:
+    """What the history is told of the halves' regularised maps."""
+    if not regularised:
+        return {}
+    told: dict[str, Any] = {"regulariser": [one.shown for one in regularised]}
+    limits = [one.volumes[BAND_LIMIT] for one in regularised if BAND_LIMIT in one.volumes]
+    if len(limits) == 2:
+        told["band_limit_disagreement"] = disagreement(limits[0], limits[1])
+    return told

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from scipy.stats import spearmanr
 from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.atomic import atomic_text
 from sparsecv.engine.io.mrc import Map, write_map
+from sparsecv.engine.physics.masks import solvent_mask
 from sparsecv.engine.refine.evidence import evidence_of_half_maps
 from sparsecv.engine.refine.outputs import plain_numbers, remove_results
 from sparsecv.engine.refine.regularise import masks
@@ -29,22 +30,36 @@ from sparsecv.engine.report.band_limit import (
 )
 from sparsecv.engine.validate.local_resolution import local_resolution
 from sparsecv.engine.validate.postprocess import PostprocessResult, check_halves, postprocess
-from sparsecv.engine.validate.sharpen import Sharpening, sharpen
+from sparsecv.engine.validate.sharpen import sharpen
 
 FILTERED, SHARPENED, BAND_LIMITS, STRENGTHS = "filtered.mrc", "sharpened.mrc", "bandlimit.mrc", "strength.mrc"
 LOCAL_RESOLUTION, SCRIPT = "local_resolution.mrc", "bandlimit.cxc"
 PICTURES = ("bandlimit.png", "local_resolution.png")
 NUMBERS = "nu_filter.json"
-WRITTEN = (FILTERED, SHARPENED, BAND_LIMITS, STRENGTHS, LOCAL_RESOLUTION, SCRIPT, *PICTURES, NUMBERS)
+WRITTEN = (FILTERED, SHARPENED, BAND_LIMITS, STRENGTHS, LOCAL_RESOLUTION, SCRIPT, *PICTURES, NUMBERS, "nu_filter.toml")
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class NuFilterResult:
-    """What was made: file names, and quartiles inside the mask (A, or factors of the strength)."""
+    """What was made.
+
+    Attributes
+    ----------
+    written
+        File names.
+    is_band_limit
+        Whether the quartiles are band limits, A; else factors of a strength.
+    quartiles
+        Of what was chosen inside the mask.
+    resolution_quartiles, rank_correlation
+        Of the local resolution there, A, and its correlation with the band limits; None where it was left out, or
+        where one of the two is constant.
+    """
 
     written: list[str]
+    is_band_limit: bool
     quartiles: list[float]
     resolution_quartiles: list[float] | None = None
     rank_correlation: float | None = None
@@ -58,7 +73,8 @@ def nu_filter(
     Raises
     ------
     InputError
-        Half maps that are equal, flat or not finite, or a mask that does not fit; nothing has then been written.
+        Half maps that are equal, flat or not finite, a mask or an MTF that cannot be used; nothing has then been
+        written.
     """
     first, second, pixel_size = half1.data, half2.data, half1.pixel_size
     check_halves(first, second)
@@ -67,49 +83,67 @@ def nu_filter(
                          remedy="give the maps of both halves")
     support, round_mask = masks(settings.particle_diameter, settings.mask, len(first), pixel_size, warn)
     regulariser = make_nonuniform(settings)
-    values, filtered = _filtered(ops, regulariser, half1, half2, support, round_mask)
-    folder, inside = settings.output, support > 0.5
-    folder.mkdir(parents=True, exist_ok=True)
-    remove_results(folder, (settings.half1, settings.half2, settings.mask), WRITTEN)
-    write_map(folder / FILTERED, filtered, pixel_size, label="sparsecv map, filtered locally: not for an FSC")
-    content: dict[str, Any] = {"box": len(first), "pixel_size": pixel_size, **settings.nu_values,
-                               "quartiles": np.percentile(values[inside], (25, 50, 75)).tolist()}
+    chosen = _chosen(ops, regulariser, half1, half2, support, round_mask)
+    inside = support > 0.5
+    quartiles = np.percentile(chosen.theta[inside], (25, 50, 75)).tolist()
+    content: dict[str, Any] = {"box": len(first), "pixel_size": pixel_size, **settings.nu_values}
+    content["quartiles"] = quartiles
     if not regulariser.shows_band_limits:
-        write_map(folder / STRENGTHS, values, pixel_size, label="sparsecv local factor of both kappas")
+        folder = _emptied(settings)
+        write_map(folder / FILTERED, chosen.filtered, pixel_size, half1.origin, "sparsecv map, not for an FSC")
+        write_map(folder / STRENGTHS, chosen.theta, pixel_size, half1.origin, "sparsecv local factor of both kappas")
         _write_numbers(folder, content)
-        return NuFilterResult([FILTERED, STRENGTHS, NUMBERS], content["quartiles"])
-    write_map(folder / BAND_LIMITS, values, pixel_size, label="sparsecv local band limit, A")
-    sharpened, processed = _sharpened(settings, ops, half1, half2, values, regulariser, workers, warn)
-    write_map(folder / SHARPENED, sharpened, pixel_size, label="sparsecv map, sharpened and filtered locally")
-    limits, counts = np.unique(values[inside], return_counts=True)
-    order = np.argsort(-limits)
-    share = (limits[order].tolist(), (counts[order] / counts.sum()).tolist())
-    plot_band_limit(folder / PICTURES[0], sharpened, values, {"both half maps": share}, pixel_size,
+        return NuFilterResult([FILTERED, STRENGTHS, NUMBERS], False, quartiles)
+    processed = _postprocessed(settings, half1, half2, support, round_mask, workers, warn)
+    sharpened = _sharpened(ops, half1, half2, chosen, processed, regulariser, workers)
+    estimate = None
+    if not settings.no_local_resolution:
+        size = settings.local_window
+        estimate = local_resolution(first, second, pixel_size, mask=support, size=size, workers=workers)
+    folder = _emptied(settings)
+    for name, density, label in (
+        (FILTERED, chosen.filtered, "sparsecv map, filtered locally: not for an FSC"),
+        (SHARPENED, sharpened, "sparsecv map, sharpened and filtered locally"),
+        (BAND_LIMITS, chosen.theta, "sparsecv local band limit, A"),
+        (LOCAL_RESOLUTION, estimate, "sparsecv local resolution, FSC 0.5, A"),
+    ):
+        if density is not None:
+            write_map(folder / name, density, pixel_size, half1.origin, label)
+    limits, counts = np.unique(chosen.theta[inside], return_counts=True)
+    share = (limits[::-1].tolist(), (counts[::-1] / counts.sum()).tolist())
+    plot_band_limit(folder / PICTURES[0], sharpened, chosen.theta, {"both half maps": share}, pixel_size,
                     title="Band limits", with_surface=True)
-    write_chimerax_script(folder / SCRIPT, SHARPENED, BAND_LIMITS, surface_level(sharpened), float(values.min()),
-                          float(values.max()))
+    write_chimerax_script(folder / SCRIPT, SHARPENED, BAND_LIMITS, surface_level(sharpened),
+                          float(chosen.theta.min()), float(chosen.theta.max()))
     content |= {"band_limits": share[0], "share": share[1], "bfactor": processed.bfactor,
                 "resolution_0143": processed.resolution_0143.angstrom,
                 "resolution_05": processed.resolution_05.angstrom}  # fmt: skip
     written = [FILTERED, SHARPENED, BAND_LIMITS, SCRIPT, PICTURES[0], NUMBERS]
-    found = NuFilterResult(written, content["quartiles"])
-    if not settings.no_local_resolution:
-        estimate = local_resolution(first, second, pixel_size, mask=support, size=settings.local_window,
-                                    workers=workers)
-        write_map(folder / LOCAL_RESOLUTION, estimate, pixel_size, label="sparsecv local resolution, FSC 0.5, A")
-        plot_local_resolution(folder / PICTURES[1], estimate, values, inside, pixel_size)
-        correlation = float(spearmanr(estimate[inside], values[inside]).statistic)
-        quartiles = np.percentile(estimate[inside], (25, 50, 75)).tolist()
-        content |= {"local_resolution_quartiles": quartiles, "rank_correlation": correlation}
-        found = NuFilterResult([*written, LOCAL_RESOLUTION, PICTURES[1]], content["quartiles"], quartiles, correlation)
+    found = NuFilterResult(written, True, quartiles)
+    if estimate is not None:
+        plot_local_resolution(folder / PICTURES[1], estimate, chosen.theta, inside, pixel_size)
+        found = replace(found, written=[*written, LOCAL_RESOLUTION, PICTURES[1]],
+                        resolution_quartiles=np.percentile(estimate[inside], (25, 50, 75)).tolist(),
+                        rank_correlation=_rank_correlation(estimate[inside], chosen.theta[inside]))
+        content |= {"local_resolution_quartiles": found.resolution_quartiles,
+                    "rank_correlation": found.rank_correlation}
     _write_numbers(folder, content)
     return found
 
 
-def _filtered(
+@dataclass(frozen=True)
+class _Chosen:
+    """theta at each voxel (A, or a factor of the strength), the mean of the halves by it, the cut-offs in shells."""
+
+    theta: np.ndarray
+    filtered: np.ndarray
+    cutoffs: np.ndarray
+
+
+def _chosen(
     ops: Any, regulariser: NonUniform, half1: Map, half2: Map, support: np.ndarray, round_mask: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """theta at each voxel (A, or a factor of the strength), and the mean of the halves filtered by it; on the host."""
+) -> _Chosen:
+    """Choose on the device."""
     first, second, pixel_size = half1.data, half2.data, half1.pixel_size
     if regulariser.shows_band_limits:
         up, length = ops.xp.asarray, len(first) * pixel_size
@@ -124,24 +158,52 @@ def _filtered(
         found = regulariser.filtered(ops, evidence)[1]
         table = found.values
     chosen = ops.to_host(found.selection.chosen)
-    return table.astype(np.float32)[chosen], ops.to_host(found.selection.whole)
+    return _Chosen(table.astype(np.float32)[chosen], ops.to_host(found.selection.whole), found.values)
+
+
+def _postprocessed(
+    settings: NuFilterSettings, half1: Map, half2: Map, support: np.ndarray, round_mask: np.ndarray, workers: int,
+    warn: Say,
+) -> PostprocessResult:  # fmt: skip
+    """Post-processing inside the mask given, else inside one made of the map, else inside the sphere."""
+    mask = None if settings.mask is None else support
+    if mask is None:
+        try:
+            mask = solvent_mask((half1.data + half2.data) / 2, half1.pixel_size, workers=workers)
+        except InputError as problem:
+            warn(f"no mask can be made from the map, a sphere is used instead: {problem}")
+            mask = round_mask
+    found = postprocess(half1.data, half2.data, half1.pixel_size, mask=mask, mtf=settings.mtf,
+                        mtf_pixel_size=settings.mtf_pixel_size, bfactor=settings.bfactor, seed=settings.seed,
+                        workers=workers)  # fmt: skip
+    for text in found.warnings:
+        warn(text)
+    return found
 
 
 def _sharpened(
-    settings: NuFilterSettings, ops: Any, half1: Map, half2: Map, values: np.ndarray, regulariser: NonUniform,
-    workers: int, warn: Say,
-) -> tuple[np.ndarray, PostprocessResult]:  # fmt: skip
+    ops: Any, half1: Map, half2: Map, chosen: _Chosen, processed: PostprocessResult, regulariser: NonUniform,
+    workers: int,
+) -> np.ndarray:  # fmt: skip
     """The average of the halves, sharpened as in post-processing, through the filters that were chosen."""
-    pixel_size = half1.pixel_size
-    processed = postprocess(half1.data, half2.data, pixel_size, mtf=settings.mtf,
-                            mtf_pixel_size=settings.mtf_pixel_size, bfactor=settings.bfactor, seed=settings.seed,
-                            workers=workers)  # fmt: skip
-    for text in processed.warnings:
-        warn(text)
-    steps = Sharpening(processed.steps.mtf, settings.mtf_pixel_size, processed.bfactor or 0.0)
+    steps = replace(processed.steps, bfactor=processed.bfactor or 0.0, low_pass=None)
     average = (half1.data + half2.data) / 2
-    sharpened = sharpen(average, processed.fsc, pixel_size, steps, workers=workers)[0]
-    return filter_locally(ops, sharpened, values, pixel_size, regulariser.bank), processed
+    sharpened = sharpen(average, processed.fsc, half1.pixel_size, steps, workers=workers)[0]
+    return filter_locally(ops, sharpened, chosen.theta, half1.pixel_size, regulariser.bank.order, chosen.cutoffs)
+
+
+def _rank_correlation(first: np.ndarray, second: np.ndarray) -> float | None:
+    """Spearman's; None where one of the two is constant."""
+    if np.ptp(first) == 0 or np.ptp(second) == 0:
+        return None
+    return float(spearmanr(first, second).statistic)
+
+
+def _emptied(settings: NuFilterSettings) -> Path:
+    """The output folder without what an earlier run has left."""
+    settings.output.mkdir(parents=True, exist_ok=True)
+    remove_results(settings.output, (settings.half1, settings.half2, settings.mask), WRITTEN)
+    return settings.output
 
 
 def _write_numbers(folder: Path, content: dict[str, Any]) -> None:

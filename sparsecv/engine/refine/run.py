@@ -266,6 +266,8 @@ def _write_band_limits(
     average = (iteration.half_maps[0] + iteration.half_maps[1]) / 2
     sharpened = sharpen(average, result.fsc, table.pixel_size, replace(result.steps, bfactor=result.bfactor or 0.0,
                                                                        low_pass=None), workers=threads)[0]
+    bank = refinement.particles.geometry.length / np.array(iteration.regularised[0].shown["band_limits"])
+    between = np.unique(np.concatenate([bank, (bank[1:] + bank[:-1]) / 2]))  # means of halves lie between the filters
     filtered = filter_locally(refinement.ops, sharpened, mean_band_limit(*limits), table.pixel_size,
-                              refinement.regulariser.bank)
+                              refinement.regulariser.bank.order, between)
     write_band_limits(settings.output, iteration, filtered, table.pixel_size)

@@ -115,6 +115,19 @@ class NonUniformSettings:
     nu_coarsest: float | None = option(None, "nonuniform: wavelength of the coarsest filter, A (default: 25)",
                                        expert=True)
 
+    def check_nonuniform(self) -> None:
+        """Refuse, with InputError, options that the chosen family does not know."""
+        family = self.nu_values["nu_family"]
+        unknown: tuple[str, ...] = ()
+        if family == "sparse-tv":
+            unknown = ("nu_order", "nu_filters", "nu_coarsest")
+        elif family == "local-wiener":
+            unknown = ("nu_selection",)
+        for name in unknown:
+            if getattr(self, name) is not None:
+                raise InputError("has no meaning here", item=name, value=getattr(self, name),
+                                 rule=f"the family {family} does not know it", remedy="leave it away")
+
     @property
     def nu_values(self) -> dict[str, Any]:
         """What was given, over the preset's values and the defaults."""
@@ -150,6 +163,8 @@ class RegulariserSettings(NonUniformSettings, SparseTvSettings):
             self._refuse(("tau_factor",), "of the Wiener filter alone")
         if self.regulariser != "nonuniform":
             self._refuse((*NU_OPTIONS, "nu_share"), "of nonuniform alone")
+        else:
+            self.check_nonuniform()
         if self.regulariser != "sparse-tv":
             self._refuse((*SPARSE_TV_OPTIONS, "alpha", "beta", "kappa_sparse", "kappa_variation"), "of sparse-tv alone")
             return
@@ -299,6 +314,16 @@ class NuFilterSettings(NonUniformSettings):
 
     def __post_init__(self) -> None:
         _check(self)
+        self.check_nonuniform()
+        if self.local_window is not None and self.local_window % 2:
+            raise InputError("is odd", item="local_window", value=self.local_window, rule="an even number of pixels")
+        without = {"mtf_pixel_size": self.mtf is None, "local_window": self.no_local_resolution}
+        if self.nu_values["nu_family"] == "sparse-tv":  # there is nothing to be sharpened by band limits
+            without |= dict.fromkeys(("bfactor", "mtf", "local_window"), True)
+        for name, has_no_meaning in without.items():
+            if has_no_meaning and getattr(self, name) is not None:
+                raise InputError("has no meaning here", item=name, value=str(getattr(self, name)),
+                                 remedy="leave it away")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,8 +75,8 @@ def volume_to_map(ops: Any, volume: Any, box: int, kernel: str) -> Any:
 def _central_part(ops: Any, transform: Any, box: int) -> Any:
     """The central box of the inverse of a half transform whose voxel 0 is the centre, (box, box, box).
 
-    Axis by axis, so that what lies outside of the box is dropped as soon as it can be: two fifths of the time and half
-    of the memory of a whole inverse transform are saved.
+    Axis by axis, so that what lies outside of the box is dropped as soon as it can be: two fifths of the time of a
+    whole inverse transform are saved.
     """
     xp, big = ops.xp, transform.shape[0]
     half = box // 2

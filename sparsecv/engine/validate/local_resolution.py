@@ -72,7 +72,9 @@ def local_resolution(
         raise InputError("the sphere of the local resolution does not fit", value=size,
                          rule=f"an even number of pixels from 4 to {box}")
     points = np.stack(np.meshgrid(*[np.arange(0, box, step)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
-    known = np.ones(len(points), bool) if mask is None else mask[tuple(points.T)] > 0.5
+    known = np.ones(len(points), bool)
+    if mask is not None:  # and a step beyond, between whose points the voxels at its rim are interpolated
+        known = ndimage.maximum_filter(mask > 0.5, 2 * step + 1)[tuple(points.T)]
     frequency = np.full(len(points), 1 / (size * pixel_size))
     frequency[known] = _frequencies(half1, half2, points[known], size, threshold, workers) / pixel_size
     coarse = frequency.reshape((len(range(0, box, step)),) * 3)

@@ -8,7 +8,7 @@ Wiener filter has its held-out optimum in closed form and needs none.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -121,13 +121,13 @@ class LocalWiener:
         cutoffs = self.bank.cutoffs(maps.length, maps.last_shell)
         candidates = Butterworth(self.bank).candidates(ops, maps, cutoffs)
         before = next(candidates)
-        inside = maps.weight > 0
+        inside = maps.weight > 0  # outside the coarsest band stays alone
         whole, chosen = before.whole.copy(), xp.zeros(maps.first.shape, dtype=xp.uint8)
         predictions = [before.first.copy(), before.second.copy()] if keep_predictions else []
         goes_on = inside
         for number, candidate in enumerate(candidates, start=1):
             one, two = candidate.first - before.first, candidate.second - before.second
-            correlation = self._correlation(ops, maps, one, two, candidate.wavelength, rule)
+            correlation = self._correlation(ops, maps, one, two, candidate.wavelength, rule) * inside
             whole += (candidate.whole - before.whole) * (2 * correlation / (1 + correlation))
             for kept, band in zip(predictions, (one, two), strict=bool(predictions)):
                 kept += band * correlation
@@ -171,7 +171,8 @@ def _at_voxels(xp: Any, binned: Any, side: int) -> Any:
 class SparseTvStrength:
     """The sparse + TV prior with a strength that varies in space: theta is the factor of both kappas.
 
-    Windows are those of the band in use, as strengths have no wavelength.
+    Outside of a mask, where nothing is chosen, the strongest holds. Windows are those of the band in use, as strengths
+    have no wavelength.
     """
 
     units: NoiseUnits
@@ -183,7 +184,8 @@ class SparseTvStrength:
               ) -> Filtered:  # fmt: skip
         """Solve quarters and half at each strength, strongest first, and keep the best at each voxel."""
         assert evidence is not None, "sums are needed: the maps alone do not have them"
-        problem = HalfProblem.of(ops, evidence)
+        # inside the particle's sphere in any case: a mask must not remove what the images show
+        problem = HalfProblem.of(ops, replace(evidence, support=evidence.sphere))
         wavelength = maps.length / max(evidence.band, 1)
         candidates = self._candidates(ops, problem, wavelength)
         return Filtered(select(ops, maps, candidates, rule, keep_predictions=keep_predictions), np.array(KAPPAS))

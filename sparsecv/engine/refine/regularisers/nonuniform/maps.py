@@ -135,6 +135,7 @@ def resampled(ops: Any, values: Any, box: int) -> Any:
 def _whitening(ops: Any, difference: Any, mask: Any) -> Any:
     """1 / noise power by distance from the centre, inside the mask; mean 1 there."""
     xp, side = ops.xp, int(mask.shape[0])
+    difference = difference * mask
     axis = xp.arange(side, dtype=xp.float32) - np.float32(side // 2)
     squared = axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2
     radius = xp.sqrt(squared).astype(xp.int32).ravel()

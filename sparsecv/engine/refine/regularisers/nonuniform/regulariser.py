@@ -47,12 +47,16 @@ class NonUniform:
     whitened: bool = True
     name: str = "nonuniform"
     confidence: float = 1.0
-    shows_halves: bool = True
+
+    @property
+    def shows_halves(self) -> bool:
+        """Whether there are maps of band limits to be shown."""
+        return self.shows_band_limits
 
     def regularise(self, ops: Any, evidence: Evidence) -> Regularised:
         """The half's map through the filters that its own quarters have chosen, inside the particle's sphere.
 
-        Outside of a mask the coarsest filter holds.
+        Outside of a mask the coarsest candidate holds.
         """
         maps, found = self.filtered(ops, evidence)
         selection, box = found.selection, evidence.box
@@ -95,9 +99,8 @@ class NonUniform:
     def _band(self, counts: np.ndarray, cutoffs: np.ndarray) -> int:
         """Last shell of the finest filter that a share of the signal's voxels uses."""
         at_least = np.cumsum(counts[::-1])[::-1]
-        signal = max(int(counts[1:].sum()), 1)
-        used = np.flatnonzero(at_least >= self.share * signal)
-        return self.bank.reach(float(cutoffs[used[-1]])) if counts[1:].any() else self.bank.reach(float(cutoffs[0]))
+        used = np.flatnonzero(at_least >= max(self.share * int(counts[1:].sum()), 1))
+        return self.bank.reach(float(cutoffs[used[-1]] if len(used) else cutoffs[0]))
 
     def alignment_band(self, ops: Any, first: Regularised, second: Regularised) -> int | None:
         """Two shells beyond what the finest filter in use passes in both halves; by their FSC for other families."""
