@@ -88,7 +88,10 @@ class Butterworth:
             )
             whole = first + second
             whole *= np.float32(0.5)
-            yield Candidate(maps.length / cutoff, first, second, whole)
+            candidate = Candidate(maps.length / cutoff, first, second, whole)
+            del first, second, whole  # gigabytes, at the largest boxes: only the receiver holds them
+            yield candidate
+            del candidate
 
     def apply(self, ops: Any, maps: RawMaps, evidence: Evidence | None, rule: Rule, *, keep_predictions: bool = False
               ) -> Filtered:  # fmt: skip

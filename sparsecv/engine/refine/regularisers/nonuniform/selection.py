@@ -95,13 +95,15 @@ def select(
             errors.start(candidate)
             chosen = xp.zeros(maps.first.shape, dtype=xp.uint8)
             kept = (candidate.first.copy(), candidate.second.copy()) if keep_predictions else None
-            found = Selection(chosen, candidate.whole.copy(), kept)
+            found = Selection(chosen, candidate.whole, kept)
+            del candidate  # gigabytes, at the largest boxes: before the next one is made
             continue
         advantage = errors.advantage(candidate)
         ops.take_better(advantage, BIN, maps.weight, number, candidate.whole, found.chosen, found.whole)
         if found.predictions is not None:
             for kept_map, new in zip(found.predictions, (candidate.first, candidate.second), strict=True):
                 xp.copyto(kept_map, new, where=found.chosen == number)
+        del candidate
     assert found is not None, "a family has at least one candidate"
     return found
 
