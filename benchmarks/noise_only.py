@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 from common import Bench, Usage, parse, save, table
 
 from sparsecv.engine.io.mrc import read_map, write_map
@@ -78,7 +79,8 @@ def main() -> None:
             usage, claimed = run(bench, regulariser, seed, given.box, given.pixel_size, given.particles)
             is_invented = min(claimed["claimed"], claimed["claimed, masked"]) < LOW_PASS
             verdict = "YES" if is_invented else "no"
-            rows.append([regulariser, seed, *(f"{value:.1f}" for value in claimed.values()), verdict, usage.cpu_s])
+            told = ("-" if np.isnan(value) else f"{value:.1f}" for value in claimed.values())
+            rows.append([regulariser, seed, *told, verdict, usage.cpu_s])
             figures[f"{regulariser} {seed}"] = {"usage": usage, "resolution": claimed}
     print(f"{given.particles} images of noise, box {given.box} px of {given.pixel_size:g} A, from a ball low-passed at "
           f"{LOW_PASS:g} A: resolution claimed, and where the curves fall below 0.143, A")  # fmt: skip

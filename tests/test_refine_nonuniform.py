@@ -122,6 +122,7 @@ def test_kept_sums_can_be_filtered_without_refining(data: SimulatedFiles, tmp_pa
     assert cli.main([str(word) for word in words]) == 0
     told = json.loads((tmp_path / "out" / "regularise.json").read_text())
     assert [len(one["share"]) for one in told["maps"]] == [5, 5]
+    assert cli.main([*(str(word) for word in words), "--nu-share", "2"]) == 2  # there is no search to limit
     for half, one in enumerate(told["maps"], start=1):
         limits = read_map(tmp_path / "out" / f"regularised_half{half}_bandlimit.mrc").data
         assert all(np.isclose(limit, one["band_limits"]).any() for limit in np.unique(limits))

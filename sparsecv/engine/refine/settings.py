@@ -280,6 +280,7 @@ class RegulariseSettings(RegulariserSettings):
     def __post_init__(self) -> None:
         _check(self)
         self.check_regulariser()
+        self._refuse(("nu_share",), "of a refinement: it limits its search")
         if self.accumulators is None:
             if self.half1 is None or self.half2 is None:
                 raise InputError("nothing to regularise", rule="HALF1 and HALF2, or --accumulators")
