@@ -8,7 +8,6 @@ Core: the protein's mask above 1/2. Belt: the mask of protein and belt above 1/2
 
 from __future__ import annotations
 
-import json
 import sys
 
 import numpy as np
@@ -16,6 +15,7 @@ from common import ROOT, measure, parse, save, table
 from priors import refined
 
 from sparsecv.engine.io.mrc import read_map
+from sparsecv.engine.refine.regularisers.nonuniform import disagreement
 
 SET = "gpcr96"
 LARGE = """
@@ -51,9 +51,8 @@ def main() -> None:
         folder, _ = refined(bench, SET, "nonuniform", seed, [])
         limits = read_map(folder / "run_bandlimit.mrc").data
         inner, belt = (float(np.median(limits[where])) for where in (core > 0.5, (around > 0.5) & (core < 0.05)))
-        history = json.loads((folder / "status.json").read_text())["history"]
-        rows.append([seed, f"{inner:.2f}", f"{belt:.2f}", f"{belt / inner:.2f}",
-                     f"{history[-1]['band_limit_disagreement']:.2f}"])  # fmt: skip
+        halves = [read_map(folder / f"run_half{half}_bandlimit.mrc").data for half in (1, 2)]
+        rows.append([seed, f"{inner:.2f}", f"{belt:.2f}", f"{belt / inner:.2f}", f"{disagreement(*halves) or 0:.2f}"])
     table("band_limits", ("seed", "core, A", "belt, A", "belt / core", "rms log2, half 1 / half 2"), rows)
     large = []
     for box in given.large:

@@ -460,7 +460,7 @@ def test_the_halves_choose_for_themselves(tmp_path: Path, truth: np.ndarray) -> 
 def test_the_prior_waits_until_the_halves_show_more_than_they_share(tmp_path: Path, truth: np.ndarray) -> None:
     write_particles(tmp_path, 60, BOX, density=truth, noise=2.0)
     write_map(tmp_path / "reference.mrc", truth, PIXEL_SIZE)
-    for low_pass, prior in ((12.0, "wiener"), (60.0, "sparse-tv")):  # the circle spreads 12 A beyond Nyquist
+    for low_pass, prior in ((12.0, "wiener"), (300.0, "sparse-tv")):  # the circle spreads 12 A beyond Nyquist
         refinement, _ = one_iteration(tmp_path, initial_lowpass=low_pass, join_below=low_pass)
         assert refinement.state.history[-1]["prior"] == prior
         assert all(half.reference.any() for half in refinement.state.halves)
