@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 KERNELS = ("trilinear", "gaussian")
 LEAST_DENOMINATOR = 1e-30  # of a quotient: where nothing was deposited, the data are 0, too
 
@@ -79,6 +81,14 @@ def bins_of(side: int, bin: int) -> int:
     if bin < 1:
         raise ValueError(f"a bin has at least one voxel along a side, not {bin}")
     return -(-side // bin)
+
+
+def bin_places(side: int, bin: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lower neighbour among the bins' centres of each voxel of a side, int64, and the distance from it, float32."""
+    count = bins_of(side, bin)
+    position = np.clip((np.arange(side) + 0.5) / bin - 0.5, 0, count - 1)
+    lower = np.minimum(position.astype(np.int64), max(count - 2, 0))
+    return lower, (position - lower).astype(np.float32)
 
 
 def check_taps(taps: Any) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from sparsecv.kernels.contract import bins_of, check_chosen, check_shapes, check_taps, check_volumes
+from sparsecv.kernels.contract import bin_places, bins_of, check_chosen, check_shapes, check_taps, check_volumes
 from sparsecv.kernels.cpu_compile import compiled, compiled_parallel
 
 
@@ -141,7 +141,4 @@ def take_better(advantage: Any, bin: int, weight: Any, number: int, value: Any, 
     check_chosen(chosen)
     side, count = len(weight), bins_of(len(weight), bin)
     check_volumes((count,) * 3, advantage=advantage)
-    position = np.clip((np.arange(side) + 0.5) / bin - 0.5, 0, count - 1)
-    lower = np.minimum(position.astype(np.int64), max(count - 2, 0))
-    part = (position - lower).astype(np.float32)
-    _take(advantage, lower, part, weight, np.uint8(number), value, chosen, best)
+    _take(advantage, *bin_places(side, bin), weight, np.uint8(number), value, chosen, best)

@@ -9,6 +9,7 @@ of the frequency index; frequency in 1/A is shell / (box * pixel_size).
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import scipy.fft
@@ -178,8 +179,8 @@ def crop_or_pad(volume: np.ndarray, box: int, fill: float = 0.0) -> np.ndarray:
     return result
 
 
-def resize_transform(transform: np.ndarray, box: int) -> np.ndarray:
-    """Crop or zero-pad a half transform, corner DC, to another box.
+def resize_transform(transform: Any, box: int, xp: Any = np) -> Any:
+    """Crop or zero-pad a half transform, corner DC, to another box; of the array module ``xp``.
 
     The Nyquist plane of the smaller even box is dropped when the box changes: it has no partner at the other sign,
     and keeping one side of it would move the map.
@@ -189,7 +190,7 @@ def resize_transform(transform: np.ndarray, box: int) -> np.ndarray:
         return transform.copy()
     small = min(old, box)
     reach = (small - 1) // 2  # largest frequency kept, Nyquist excluded
-    result = np.zeros((box, box, box // 2 + 1), dtype=transform.dtype)
+    result = xp.zeros((box, box, box // 2 + 1), dtype=transform.dtype)
     positive, negative = slice(0, reach + 1), slice(-reach, None)
     for z in (positive, negative) if reach else (positive,):
         for y in (positive, negative) if reach else (positive,):

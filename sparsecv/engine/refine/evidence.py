@@ -82,10 +82,7 @@ def evidence_of_half_maps(
     InputError
         Half maps that are equal, flat, not finite or of different box.
     """
-    check_halves(half1, half2)
-    if np.array_equal(half1, half2):
-        raise InputError("the two half maps are identical", rule="independent half maps",
-                         remedy="give the maps of both halves")
+    check_independent(half1, half2)
     box = half1.shape[0]
     weight = weight_per_shell(half1, half2, support)
     last = int(np.flatnonzero(weight)[-1])
@@ -96,6 +93,14 @@ def evidence_of_half_maps(
     return Evidence((quarters[0], quarters[1]), ops.xp.asarray(known.astype(np.float32)), fsc_of_sum(curve),
                     ops.xp.asarray(support), ops.xp.asarray(sphere), box, pixel_size, CHOOSING,
                     min(band_of(curve), last))
+
+
+def check_independent(half1: np.ndarray, half2: np.ndarray) -> None:
+    """Refuse, with InputError, half maps that are equal, flat, not finite or of different box."""
+    check_halves(half1, half2)
+    if np.array_equal(half1, half2):
+        raise InputError("the two half maps are identical", rule="independent half maps",
+                         remedy="give the maps of both halves")
 
 
 def weight_per_shell(half1: np.ndarray, half2: np.ndarray, support: np.ndarray) -> np.ndarray:

@@ -12,15 +12,14 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.atomic import atomic_text
 from sparsecv.engine.io.mrc import Map, write_map
-from sparsecv.engine.physics.masks import solvent_mask
-from sparsecv.engine.refine.evidence import evidence_of_half_maps
+from sparsecv.engine.refine.evidence import check_independent, evidence_of_half_maps
+from sparsecv.engine.refine.final_maps import mask_of_map, sharpened_locally
 from sparsecv.engine.refine.outputs import plain_numbers, remove_results
 from sparsecv.engine.refine.regularise import masks
 from sparsecv.engine.refine.regularisers import NonUniform, make_nonuniform
-from sparsecv.engine.refine.regularisers.nonuniform import RawMaps, filter_locally
+from sparsecv.engine.refine.regularisers.nonuniform import RawMaps
 from sparsecv.engine.refine.settings import NuFilterSettings
 from sparsecv.engine.report.band_limit import (
     plot_band_limit,
@@ -29,8 +28,7 @@ from sparsecv.engine.report.band_limit import (
     write_chimerax_script,
 )
 from sparsecv.engine.validate.local_resolution import local_resolution
-from sparsecv.engine.validate.postprocess import PostprocessResult, check_halves, postprocess
-from sparsecv.engine.validate.sharpen import sharpen
+from sparsecv.engine.validate.postprocess import PostprocessResult, postprocess
 
 FILTERED, SHARPENED, BAND_LIMITS, STRENGTHS = "filtered.mrc", "sharpened.mrc", "bandlimit.mrc", "strength.mrc"
 LOCAL_RESOLUTION, SCRIPT = "local_resolution.mrc", "bandlimit.cxc"
@@ -77,10 +75,7 @@ def nu_filter(
         written.
     """
     first, second, pixel_size = half1.data, half2.data, half1.pixel_size
-    check_halves(first, second)
-    if np.array_equal(first, second):
-        raise InputError("the two half maps are identical", rule="independent half maps",
-                         remedy="give the maps of both halves")
+    check_independent(first, second)
     support, round_mask = masks(settings.particle_diameter, settings.mask, len(first), pixel_size, warn)
     regulariser = make_nonuniform(settings)
     chosen = _chosen(ops, regulariser, half1, half2, support, round_mask)
@@ -95,7 +90,8 @@ def nu_filter(
         _write_numbers(folder, content)
         return NuFilterResult([FILTERED, STRENGTHS, NUMBERS], False, quartiles)
     processed = _postprocessed(settings, half1, half2, support, round_mask, workers, warn)
-    sharpened = _sharpened(ops, half1, half2, chosen, processed, regulariser, workers)
+    sharpened = sharpened_locally(ops, (first + second) / 2, processed, chosen.theta, regulariser.bank.order,
+                                  chosen.cutoffs, workers)
     estimate = None
     if not settings.no_local_resolution:
         size = settings.local_window
@@ -166,30 +162,15 @@ def _postprocessed(
     warn: Say,
 ) -> PostprocessResult:  # fmt: skip
     """Post-processing inside the mask given, else inside one made of the map, else inside the sphere."""
-    mask = None if settings.mask is None else support
-    if mask is None:
-        try:
-            mask = solvent_mask((half1.data + half2.data) / 2, half1.pixel_size, workers=workers)
-        except InputError as problem:
-            warn(f"no mask can be made from the map, a sphere is used instead: {problem}")
-            mask = round_mask
+    mask = support
+    if settings.mask is None:
+        mask = mask_of_map((half1.data + half2.data) / 2, half1.pixel_size, round_mask, workers, warn)
     found = postprocess(half1.data, half2.data, half1.pixel_size, mask=mask, mtf=settings.mtf,
                         mtf_pixel_size=settings.mtf_pixel_size, bfactor=settings.bfactor, seed=settings.seed,
                         workers=workers)  # fmt: skip
     for text in found.warnings:
         warn(text)
     return found
-
-
-def _sharpened(
-    ops: Any, half1: Map, half2: Map, chosen: _Chosen, processed: PostprocessResult, regulariser: NonUniform,
-    workers: int,
-) -> np.ndarray:  # fmt: skip
-    """The average of the halves, sharpened as in post-processing, through the filters that were chosen."""
-    steps = replace(processed.steps, bfactor=processed.bfactor or 0.0, low_pass=None)
-    average = (half1.data + half2.data) / 2
-    sharpened = sharpen(average, processed.fsc, half1.pixel_size, steps, workers=workers)[0]
-    return filter_locally(ops, sharpened, chosen.theta, half1.pixel_size, regulariser.bank.order, chosen.cutoffs)
 
 
 def _rank_correlation(first: np.ndarray, second: np.ndarray) -> float | None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ import numpy as np
 
 from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.particles import ParticleTable
-from sparsecv.engine.physics.masks import check_mask, solvent_mask, sphere
+from sparsecv.engine.physics.masks import sphere
 from sparsecv.engine.refine.accumulator_files import Origin, write_accumulators
 from sparsecv.engine.refine.checkpoint import load_checkpoint, save_checkpoint
+from sparsecv.engine.refine.final_maps import mask_of_map, sharpened_locally
 from sparsecv.engine.refine.loop import Iteration, Refinement
 from sparsecv.engine.refine.outputs import (
     HALF_MAP,
@@ -35,13 +36,12 @@ from sparsecv.engine.refine.outputs import (
 )
 from sparsecv.engine.refine.prepare import Warn, check_rejected, prepare
 from sparsecv.engine.refine.regularisers import NonUniform
-from sparsecv.engine.refine.regularisers.nonuniform import filter_locally, mean_band_limit
+from sparsecv.engine.refine.regularisers.nonuniform import mean_band_limit
 from sparsecv.engine.refine.settings import RefineSettings
 from sparsecv.engine.report.progress import Progress
 from sparsecv.engine.threads import keep_freed_memory, use_threads
 from sparsecv.engine.validate.fsc_files import write_postprocess
 from sparsecv.engine.validate.postprocess import PostprocessResult, postprocess
-from sparsecv.engine.validate.sharpen import sharpen
 from sparsecv.kernels import gpu_problem, ops
 
 # What may differ between a run and its continuation: where it computes, how long it may go on, what it leaves behind.
@@ -201,15 +201,8 @@ def _final_mask(
     if settings.mask is not None:
         return np.asarray(refinement.ops.to_host(refinement.support))
     first, second = iteration.half_maps
-    pixel_size = refinement.particles.geometry.pixel_size
-    try:
-        mask = solvent_mask((first + second) / 2, pixel_size, workers=threads)
-    except InputError as problem:
-        warn(f"no mask can be made from the map, a sphere is used instead: {problem}")
-        return sphere(len(first), radius_px)
-    for text in check_mask(mask, mask.shape, pixel_size, file="the mask made of the map"):
-        warn(text)
-    return mask
+    return mask_of_map((first + second) / 2, refinement.particles.geometry.pixel_size, sphere(len(first), radius_px),
+                       threads, warn)
 
 
 def _detector_pixel_size(table: ParticleTable) -> float:
@@ -263,11 +256,8 @@ def _write_band_limits(
     assert isinstance(refinement.regulariser, NonUniform)
     limits, table = band_limits(iteration), refinement.particles.table
     assert limits is not None
-    average = (iteration.half_maps[0] + iteration.half_maps[1]) / 2
-    sharpened = sharpen(average, result.fsc, table.pixel_size, replace(result.steps, bfactor=result.bfactor or 0.0,
-                                                                       low_pass=None), workers=threads)[0]
     bank = refinement.particles.geometry.length / np.array(iteration.regularised[0].shown["band_limits"])
     between = np.unique(np.concatenate([bank, (bank[1:] + bank[:-1]) / 2]))  # means of halves lie between the filters
-    filtered = filter_locally(refinement.ops, sharpened, mean_band_limit(*limits), table.pixel_size,
-                              refinement.regulariser.bank.order, between)
+    filtered = sharpened_locally(refinement.ops, (iteration.half_maps[0] + iteration.half_maps[1]) / 2, result,
+                                 mean_band_limit(*limits), refinement.regulariser.bank.order, between, threads)
     write_band_limits(settings.output, iteration, filtered, table.pixel_size)

@@ -78,6 +78,15 @@ def _check(settings: Checked) -> None:
             check_range(name, value, *RANGES[name])
 
 
+def _refuse(settings: object, names: Iterable[str], rule: str, remedy: str = "leave it away") -> None:
+    """Refuse, with InputError, options that were given though they have no meaning."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and value is not False:
+            shown = str(value) if isinstance(value, Path) else value
+            raise InputError("has no meaning here", item=name, value=shown, rule=rule, remedy=remedy)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SparseTvSettings:
     """What the sparse + TV prior has beside its two strengths.
@@ -118,15 +127,8 @@ class NonUniformSettings:
     def check_nonuniform(self) -> None:
         """Refuse, with InputError, options that the chosen family does not know."""
         family = self.nu_values["nu_family"]
-        unknown: tuple[str, ...] = ()
-        if family == "sparse-tv":
-            unknown = ("nu_order", "nu_filters", "nu_coarsest")
-        elif family == "local-wiener":
-            unknown = ("nu_selection",)
-        for name in unknown:
-            if getattr(self, name) is not None:
-                raise InputError("has no meaning here", item=name, value=getattr(self, name),
-                                 rule=f"the family {family} does not know it", remedy="leave it away")
+        unknown = {"sparse-tv": ("nu_order", "nu_filters", "nu_coarsest"), "local-wiener": ("nu_selection",)}
+        _refuse(self, unknown.get(family, ()), f"the family {family} does not know it")
 
     @property
     def nu_values(self) -> dict[str, Any]:
@@ -160,29 +162,23 @@ class RegulariserSettings(NonUniformSettings, SparseTvSettings):
     def check_regulariser(self) -> None:
         """Refuse, with InputError, options that the chosen regulariser does not know or that exclude one another."""
         if self.regulariser != "wiener":
-            self._refuse(("tau_factor",), "of the Wiener filter alone")
+            _refuse(self, ("tau_factor",), "of the Wiener filter alone")
         if self.regulariser != "nonuniform":
-            self._refuse((*NU_OPTIONS, "nu_share"), "of nonuniform alone")
+            _refuse(self, (*NU_OPTIONS, "nu_share"), "of nonuniform alone")
         else:
             self.check_nonuniform()
         if self.regulariser != "sparse-tv":
-            self._refuse((*SPARSE_TV_OPTIONS, "alpha", "beta", "kappa_sparse", "kappa_variation"), "of sparse-tv alone")
+            strengths = ("alpha", "beta", "kappa_sparse", "kappa_variation")
+            _refuse(self, (*SPARSE_TV_OPTIONS, *strengths), "of sparse-tv alone")
             return
         if self.is_in_paper_units:
-            self._refuse(("kappa_sparse", "kappa_variation"), "in units of the noise; paper strengths are not")
+            _refuse(self, ("kappa_sparse", "kappa_variation"), "in units of the noise; paper strengths are not")
             if self.preset is None and None in (self.alpha, self.beta, self.epsilon):
                 raise InputError("strengths in the paper's units need alpha, beta and epsilon", item="strength",
                                  value="paper", remedy="give --alpha, --beta and --epsilon, or a --preset")
         else:
-            self._refuse(("alpha", "beta"), "in the paper's units", remedy="add --strength paper")
-            self._refuse(("preset",), "in the paper's units", remedy="leave --strength away")
-
-    def _refuse(self, names: Iterable[str], rule: str, remedy: str = "leave it away") -> None:
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and value is not False:
-                shown = str(value) if isinstance(value, Path) else value
-                raise InputError("has no meaning here", item=name, value=shown, rule=rule, remedy=remedy)
+            _refuse(self, ("alpha", "beta"), "in the paper's units", remedy="add --strength paper")
+            _refuse(self, ("preset",), "in the paper's units", remedy="leave --strength away")
 
     @property
     def is_in_paper_units(self) -> bool:
@@ -280,16 +276,16 @@ class RegulariseSettings(RegulariserSettings):
     def __post_init__(self) -> None:
         _check(self)
         self.check_regulariser()
-        self._refuse(("nu_share",), "of a refinement: it limits its search")
+        _refuse(self, ("nu_share",), "of a refinement: it limits its search")
         if self.accumulators is None:
             if self.half1 is None or self.half2 is None:
                 raise InputError("nothing to regularise", rule="HALF1 and HALF2, or --accumulators")
             if self.regulariser != "sparse-tv":
-                self._refuse(("previous",), "of sparse-tv alone")
+                _refuse(self, ("previous",), "of sparse-tv alone")
         else:
-            self._refuse(("half1", "half2"), "accumulators or half maps, not both")
-            self._refuse(("pixel_size",), "accumulators know theirs")
-            self._refuse(("previous",), "a map that both halves are pulled to would make them correlate")
+            _refuse(self, ("half1", "half2"), "accumulators or half maps, not both")
+            _refuse(self, ("pixel_size",), "accumulators know theirs")
+            _refuse(self, ("previous",), "a map that both halves are pulled to would make them correlate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,13 +314,12 @@ class NuFilterSettings(NonUniformSettings):
         self.check_nonuniform()
         if self.local_window is not None and self.local_window % 2:
             raise InputError("is odd", item="local_window", value=self.local_window, rule="an even number of pixels")
-        without = {"mtf_pixel_size": self.mtf is None, "local_window": self.no_local_resolution}
-        if self.nu_values["nu_family"] == "sparse-tv":  # there is nothing to be sharpened by band limits
-            without |= dict.fromkeys(("bfactor", "mtf", "local_window"), True)
-        for name, has_no_meaning in without.items():
-            if has_no_meaning and getattr(self, name) is not None:
-                raise InputError("has no meaning here", item=name, value=str(getattr(self, name)),
-                                 remedy="leave it away")
+        if self.mtf is None:
+            _refuse(self, ("mtf_pixel_size",), "of an MTF, and none is given")
+        if self.no_local_resolution:
+            _refuse(self, ("local_window",), "of the local resolution, which is left out")
+        if self.nu_values["nu_family"] == "sparse-tv":
+            _refuse(self, ("bfactor", "mtf", "local_window"), "of band limits, which sparse-tv does not have")
 
 
 @dataclass(frozen=True, kw_only=True)

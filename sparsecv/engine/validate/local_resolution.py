@@ -11,7 +11,8 @@ import scipy.fft
 from scipy import ndimage
 
 from sparsecv.engine.errors import InputError
-from sparsecv.engine.physics.masks import raised_cosine
+from sparsecv.engine.physics.fourier import shell_indices
+from sparsecv.engine.physics.masks import sphere
 from sparsecv.engine.validate.fsc import GOLD_STANDARD, HALF, check_same_box, fsc, resolution
 
 WAVES = 7.0  # diameter of the sphere in units of the global resolution
@@ -91,7 +92,8 @@ def _frequencies(
     half1: np.ndarray, half2: np.ndarray, points: np.ndarray, size: int, threshold: float, workers: int
 ) -> np.ndarray:
     """Frequency in cycles per pixel of the crossing about each point (n, 3), float64 (n,)."""
-    window = _soft_sphere(size)
+    edge = EDGE * size / 2
+    window = sphere(size, size / 2 - edge, edge)
     padded = [np.pad(half.astype(np.float32, copy=False), size // 2) for half in (half1, half2)]
     views = [np.lib.stride_tricks.sliding_window_view(half, (size,) * 3) for half in padded]
     shells = _shell_matrix(size)
@@ -110,19 +112,9 @@ def _frequencies(
     return np.concatenate(crossings) if crossings else np.empty(0)
 
 
-def _soft_sphere(size: int) -> np.ndarray:
-    """1 about the centre, fading over the outer half of the radius; float32 (size, size, size)."""
-    axis = np.arange(size) - size // 2
-    radius = np.sqrt(axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2)
-    edge = EDGE * size / 2
-    return raised_cosine(radius - (size / 2 - edge), edge)
-
-
 def _shell_matrix(size: int) -> np.ndarray:
     """Sums over the shells 0 ... size / 2 of a flattened half transform, (coefficients, shells) float32."""
-    k2 = (np.fft.fftfreq(size) * size) ** 2
-    x = np.arange(size // 2 + 1)
-    shell = np.rint(np.sqrt(k2[:, None, None] + k2[:, None] + x**2)).astype(int)
+    shell, x = shell_indices(size), np.arange(size // 2 + 1)
     twice = np.where((x == 0) | (x == size // 2), 1.0, 2.0)
     matrix = (shell[..., None] == np.arange(size // 2 + 1)) * np.broadcast_to(twice[:, None], (*shell.shape, 1))
     found: np.ndarray = matrix.reshape(shell.size, -1).astype(np.float32)

@@ -22,13 +22,13 @@ from sparsecv.engine.refine.regularisers.nonuniform.selection import (
     Rule,
     Selection,
     select,
-    window_taps,
+    taps_of,
 )
-from sparsecv.engine.refine.regularisers.nonuniform.selection import SIGMAS as WINDOW_SIGMAS
 from sparsecv.engine.refine.regularisers.sparse_tv.half_problem import HalfProblem
 from sparsecv.engine.refine.regularisers.sparse_tv.regulariser import SparseTv
 from sparsecv.engine.refine.regularisers.sparse_tv.splitting import solve
 from sparsecv.engine.refine.regularisers.sparse_tv.strengths import Kappas, NoiseUnits
+from sparsecv.kernels.contract import bin_places
 
 KEPT_CORRELATION = 1 / 3  # between quarters: where the half's signal is as strong as its noise
 KAPPAS = (8.0, 4.0, 2.0, 1.0, 0.5, 0.25)
@@ -143,8 +143,7 @@ class LocalWiener:
     def _correlation(self, ops: Any, maps: RawMaps, one: Any, two: Any, wavelength: float, rule: Rule) -> Any:
         """Local correlation of a band, between 0 and 1, at each voxel."""
         xp = ops.xp
-        bin_length = maps.length / maps.side * BIN
-        taps = xp.asarray(window_taps(rule.window_factor * wavelength / WINDOW_SIGMAS / bin_length))
+        taps = taps_of(ops, maps, rule, wavelength)
         # sums of squares by the error's kernel: |a - b|^2 twice, and |a|^2 + |b|^2
         zero = xp.zeros_like(one)
         apart = ops.filtered_error(one, one, two, two, maps.weight, 0.0, BIN)
@@ -158,10 +157,8 @@ class LocalWiener:
 
 def _at_voxels(xp: Any, binned: Any, side: int) -> Any:
     """Values of bins at their voxels, interpolated linearly between the bins' centres."""
-    count = int(binned.shape[0])
-    position = np.clip((np.arange(side) + 0.5) / BIN - 0.5, 0, count - 1)
-    lower = np.minimum(position.astype(np.int64), max(count - 2, 0))
-    upper, part = np.minimum(lower + 1, count - 1), (position - lower).astype(np.float32)
+    lower, part = bin_places(side, BIN)
+    upper = np.minimum(lower + 1, int(binned.shape[0]) - 1)
     for axis in range(3):
         shape = [-1 if a == axis else 1 for a in range(3)]
         near = xp.take(binned, xp.asarray(lower), axis=axis)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import scipy.fft
 
+from sparsecv.engine.physics.fourier import resize_transform
 from sparsecv.engine.refine.regularisers.base import Evidence
 from sparsecv.engine.refine.volumes import Accumulator, quotient, volume_to_map
 
@@ -120,14 +121,7 @@ def resampled(ops: Any, values: Any, box: int) -> Any:
     xp, side = ops.xp, int(values.shape[0])
     if side == box:
         return values
-    half = side // 2
-    transform = ops.rfftn(values)
-    wide = xp.zeros((box, box, box // 2 + 1), dtype=xp.complex64)
-    # the side's own Nyquist planes have no partner at the other sign: they are left out
-    positive, negative = slice(0, half), (slice(half + 1, side), slice(box - half + 1, box))
-    for zin, zout in ((positive, positive), negative):
-        for yin, yout in ((positive, positive), negative):
-            wide[zout, yout, :half] = transform[zin, yin, :half]
+    wide = resize_transform(ops.rfftn(values), box, xp)
     wide *= xp.float32((box / side) ** 3)
     return ops.irfftn(wide, box)
 

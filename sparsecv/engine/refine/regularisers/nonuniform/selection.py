@@ -114,6 +114,7 @@ class _Errors:
     def __init__(self, ops: Any, maps: RawMaps, rule: Rule) -> None:
         self.ops, self.maps, self.rule = ops, maps, rule
         self.kept: Any = None  # error of what was kept so far, in bins; literally: its windowed mean
+        self.bin_weights = self._bin_weights() if rule.is_literal else None
 
     def start(self, candidate: Candidate) -> None:
         """The error of the first candidate."""
@@ -143,15 +144,24 @@ class _Errors:
     def _windowed_mean(self, error: Any, wavelength: float) -> Any:
         """Mean of the error over the part of the window that lies inside the mask."""
         xp, taps = self.ops.xp, self._taps(wavelength)
-        zero, one = xp.zeros_like(self.maps.weight), xp.ones_like(self.maps.weight)
-        weights = self.ops.filtered_error(zero, zero, one, zero, self.maps.weight, 0.0, BIN)
-        share = self.ops.window(weights, taps)
+        share = self.ops.window(self.bin_weights, taps)
         # far from the mask there is nothing to compare
         return xp.where(share > LEAST_SHARE * BIN**3, self.ops.window(error, taps) / xp.maximum(share, 1e-12), 0)
 
+    def _bin_weights(self) -> Any:
+        """Sum of the weights in each bin: the error of a map of ones against an empty one."""
+        xp, weight = self.ops.xp, self.maps.weight
+        zero, one = xp.zeros_like(weight), xp.ones_like(weight)
+        return self.ops.filtered_error(zero, zero, one, zero, weight, 0.0, BIN)
+
     def _taps(self, wavelength: float) -> Any:
-        bin_length = self.maps.length / self.maps.side * BIN
-        return self.ops.xp.asarray(window_taps(self.rule.window_factor * wavelength / SIGMAS / bin_length))
+        return taps_of(self.ops, self.maps, self.rule, wavelength)
+
+
+def taps_of(ops: Any, maps: RawMaps, rule: Rule, wavelength: float) -> Any:
+    """Taps of the window of a wavelength, on the device."""
+    bin_length = maps.length / maps.side * BIN
+    return ops.xp.asarray(window_taps(rule.window_factor * wavelength / SIGMAS / bin_length))
 
 
 def window_taps(sigma: float) -> np.ndarray:
