@@ -34,6 +34,7 @@ COMMANDS = {
     "scan": ("sparsecv.engine.commands.scan", "the strengths of the sparse + TV prior on a grid"),
     "postprocess": ("sparsecv.engine.commands.postprocess", "masked FSC, sharpening and filtering of two half maps"),
     "fsc": ("sparsecv.engine.commands.fsc", "the Fourier shell correlation of two maps"),
+    "validate": ("sparsecv.engine.commands.validate", "a map against an atomic model: FSC, fit, scores of residues"),
     "simulate": ("sparsecv.engine.commands.simulate", "particles with known truth"),
     "check": ("sparsecv.engine.check", "versions, devices and a short run: does the installation work?"),
 }

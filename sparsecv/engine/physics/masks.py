@@ -209,7 +209,7 @@ def solvent_mask(
     if not core.any():
         raise InputError("no density above the mask threshold", value=level,
                          remedy="lower the threshold, or check that particles are white")
-    return _soft_edge(core, extend_px, edge_px)
+    return soft_edge(core, extend_px, edge_px)
 
 
 def large_components(core: np.ndarray) -> np.ndarray:
@@ -226,8 +226,21 @@ def large_components(core: np.ndarray) -> np.ndarray:
     return filled
 
 
-def _soft_edge(core: np.ndarray, extend_px: float, edge_px: float) -> np.ndarray:
-    """Grow a binary volume and surround it by a raised cosine, working only in the box that the result can reach."""
+def soft_edge(core: np.ndarray, extend_px: float, edge_px: float) -> np.ndarray:
+    """Grow a binary volume and surround it by a raised cosine, working only in the box that the result can reach.
+
+    Parameters
+    ----------
+    core
+        bool, (z, y, x), not empty.
+    extend_px, edge_px
+        By how much it grows, and the width of the cosine outside that, pixels.
+
+    Returns
+    -------
+    numpy.ndarray
+        float32, shape of ``core``, in [0, 1].
+    """
     from scipy import ndimage  # takes as long to import as a small reconstruction takes
 
     reach = int(np.ceil(extend_px + edge_px)) + 1

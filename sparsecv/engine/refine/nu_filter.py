@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +11,10 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from sparsecv.engine.io.atomic import atomic_text
 from sparsecv.engine.io.mrc import Map, write_map
+from sparsecv.engine.io.results import remove_results, write_json
 from sparsecv.engine.refine.evidence import check_independent, evidence_of_half_maps
 from sparsecv.engine.refine.final_maps import mask_of_map, sharpened_locally
-from sparsecv.engine.refine.outputs import plain_numbers, remove_results
 from sparsecv.engine.refine.regularise import masks
 from sparsecv.engine.refine.regularisers import NonUniform, make_nonuniform
 from sparsecv.engine.refine.regularisers.nonuniform import RawMaps
@@ -188,4 +186,4 @@ def _emptied(settings: NuFilterSettings) -> Path:
 
 
 def _write_numbers(folder: Path, content: dict[str, Any]) -> None:
-    atomic_text(folder / NUMBERS, json.dumps(plain_numbers(content), indent=1, allow_nan=False) + "\n")
+    write_json(folder / NUMBERS, content)

@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sparsecv.engine.io.atomic import atomic_text
 from sparsecv.engine.io.mrc import write_map
 from sparsecv.engine.io.particles import ParticleTable
+from sparsecv.engine.io.results import write_json
 from sparsecv.engine.io.star import StarFile
 from sparsecv.engine.refine.loop import Iteration, Refinement
 from sparsecv.engine.refine.noise import signal_to_noise
@@ -38,23 +36,6 @@ WRITTEN = (  # patterns of all that a refinement writes, but for its settings
     "run_bandlimit.mrc", "run_half[12]_bandlimit.mrc", "run_bandlimit.png", "run_bandlimit.cxc",
     "run_locally_filtered.mrc",
 )  # fmt: skip
-
-
-def remove_results(folder: Path, keep: Iterable[Path | None], patterns: Iterable[str] = WRITTEN) -> None:
-    """Remove what an earlier run has left in a folder, so that files of two runs never stand side by side.
-
-    Parameters
-    ----------
-    keep
-        Inputs of the new run, which may be results of the old one.
-    patterns
-        Of the files that such a run writes.
-    """
-    inputs = {path.resolve() for path in keep if path is not None}
-    for pattern in patterns:
-        for path in folder.glob(pattern):
-            if path.resolve() not in inputs:
-                path.unlink()
 
 
 def write_iteration_pictures(folder: Path, refinement: Refinement, iteration: Iteration, regulariser: str) -> None:
@@ -278,13 +259,4 @@ class Status:
             **more,
             "history": list(history),
         }
-        atomic_text(self.path, json.dumps(plain_numbers(content), indent=1, allow_nan=False) + "\n")
-
-
-def plain_numbers(value: Any) -> Any:
-    """Numbers that JSON cannot hold become null."""
-    if isinstance(value, Mapping):
-        return {key: plain_numbers(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain_numbers(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        write_json(self.path, content)

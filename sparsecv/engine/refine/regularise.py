@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from sparsecv.engine.io.atomic import atomic_text
 from sparsecv.engine.io.mrc import Map, write_map
+from sparsecv.engine.io.results import remove_results, write_json
 from sparsecv.engine.physics.masks import sphere
 from sparsecv.engine.refine.accumulator_files import WHOLE, read_accumulators
 from sparsecv.engine.refine.evidence import evidence_of_accumulators, evidence_of_half_maps
-from sparsecv.engine.refine.outputs import plain_numbers, remove_results
 from sparsecv.engine.refine.prepare import particle_diameter, read_support
 from sparsecv.engine.refine.regularisers import Evidence, Regularised, Regulariser, make_regulariser
 from sparsecv.engine.refine.settings import RegulariseSettings
@@ -81,7 +79,7 @@ def regularise(settings: RegulariseSettings, ops: Any, maps: HalfMaps | None, wa
     first = next(iter(evidence.values()))
     content = {"regulariser": regulariser.name, "box": first.box, "pixel_size": first.pixel_size, "band": first.band,
                "maps": list(shown.values())}
-    atomic_text(folder / "regularise.json", json.dumps(plain_numbers(content), indent=1, allow_nan=False) + "\n")
+    write_json(folder / "regularise.json", content)
     return written
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.particles import ParticleTable
+from sparsecv.engine.io.results import remove_results
 from sparsecv.engine.physics.masks import sphere
 from sparsecv.engine.refine.accumulator_files import Origin, write_accumulators
 from sparsecv.engine.refine.checkpoint import load_checkpoint, save_checkpoint
@@ -23,9 +24,9 @@ from sparsecv.engine.refine.outputs import (
     HALF_MAP,
     PREFIX,
     REJECTED,
+    WRITTEN,
     Status,
     band_limits,
-    remove_results,
     write_band_limits,
     write_data_star,
     write_iteration_pictures,
@@ -102,7 +103,7 @@ def refine(settings: RefineSettings, progress: Progress, on_start: Callable[[], 
     status = Status(folder)
     try:
         if found is None:
-            remove_results(folder, keep=(settings.particles, settings.reference, settings.mask))
+            remove_results(folder, (settings.particles, settings.reference, settings.mask), WRITTEN)
         on_start()
         status.write("running", refinement.state.history)
         iteration = _iterate(refinement, settings, identity, status, progress)

@@ -15,9 +15,9 @@ from typing import Any
 
 from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.atomic import atomic_text
+from sparsecv.engine.io.results import write_json
 from sparsecv.engine.refine.accumulator_files import WHOLE, read_accumulators
 from sparsecv.engine.refine.evidence import evidence_of_accumulators
-from sparsecv.engine.refine.outputs import plain_numbers
 from sparsecv.engine.refine.regularise import masks
 from sparsecv.engine.refine.regularisers import SparseTv, make_regulariser
 from sparsecv.engine.refine.regularisers.sparse_tv import Kappas, NoiseUnits
@@ -86,7 +86,7 @@ def _write(settings: ScanSettings, rows: list[Row], columns: dict[str, str]) -> 
     atomic_text(folder / "scan.csv", "\n".join([*lines, ""]))
     content = {"over": "accumulators" if settings.refine is None else "refinements", "strengths": settings.names,
                "points": rows}
-    atomic_text(folder / "scan.json", json.dumps(plain_numbers(content), indent=1, allow_nan=False) + "\n")
+    write_json(folder / "scan.json", content)
     plot_scan(folder / "scan.png", rows, settings.names, columns)
 
 

@@ -68,20 +68,25 @@ def plot_fsc(
         frequency = np.arange(len(curve)) / (box * pixel_size)
         look: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "linestyle": STYLES[number % len(STYLES)]}
         axes.plot(frequency, curve, linewidth=2.4 if number == 0 else 1.5, label=text, zorder=3, **look)
-    nyquist = 1 / (2 * pixel_size)
-    for threshold in thresholds:
-        axes.axhline(threshold, color="0.45", linewidth=0.8, linestyle=(0, (4, 3)))
-        axes.text(nyquist, threshold + 0.01, f"{threshold:g} ", ha="right", va="bottom", fontsize=8, color="0.35")
-    axes.axhline(0, color="0.7", linewidth=0.8)
     lowest = min((float(np.nanmin(curve)) for curve in curves.values()), default=0.0)
-    axes.set(xlim=(0, nyquist), ylim=(max(-1.05, min(-0.1, lowest - 0.05)), 1.05), title=title)
-    axes.set(xlabel="spatial frequency (1/Å)", ylabel="correlation")
-    axes.grid(color="0.92", linewidth=0.6)
-    _resolution_axis(axes, nyquist)
+    frame_of_fsc(axes, 1 / (2 * pixel_size), thresholds, lowest)
+    axes.set_title(title)
     if curves:
         where = f"at {thresholds[0]:g}" if thresholds else None
         axes.legend(title=where, loc="upper right", fontsize=9, framealpha=0.95)
     save_figure(figure, path)
+
+
+def frame_of_fsc(axes: Axes, nyquist: float, thresholds: Sequence[float], lowest: float = 0.0) -> None:
+    """What surrounds FSC curves: thresholds, both axes, a range that shows the lowest value; ``nyquist`` in 1/A."""
+    for threshold in thresholds:
+        axes.axhline(threshold, color="0.45", linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.text(nyquist, threshold + 0.01, f"{threshold:g} ", ha="right", va="bottom", fontsize=8, color="0.35")
+    axes.axhline(0, color="0.7", linewidth=0.8)
+    axes.set(xlim=(0, nyquist), ylim=(max(-1.05, min(-0.1, lowest - 0.05)), 1.05))
+    axes.set(xlabel="spatial frequency (1/Å)", ylabel="correlation")
+    axes.grid(color="0.92", linewidth=0.6)
+    _resolution_axis(axes, nyquist)
 
 
 def _resolution_axis(axes: Axes, nyquist: float) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecv.engine.errors import InputError
+from sparsecv.engine.io.models import read_structure
 
 VOLT = 47.878  # V A^2
 ICE = 0.0955  # 1/A^2: scattering-factor density of amorphous ice at 0.94 g/cm^3
@@ -99,13 +100,7 @@ def read_model(path: str | Path, *, assembly: str | None = None, b_range: float 
     InputError
         Where the file cannot be read or holds no atoms.
     """
-    try:
-        structure = gemmi.read_structure(str(path))
-        structure.setup_entities()
-        if assembly is not None:
-            structure.transform_to_assembly(assembly, gemmi.HowToNameCopiedChain.AddNumber)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"not a usable atomic model: {error}", file=path, rule="PDB or mmCIF") from error
+    structure = read_structure(path, assembly=assembly)
     structure.remove_waters()
     structure.remove_hydrogens()
     structure.remove_empty_chains()

@@ -108,7 +108,7 @@ def fsc(map1: np.ndarray, map2: np.ndarray, mask: np.ndarray | None = None, *, w
     [1.0, -1.0, -1.0, -1.0, -1.0]
     """
     check_same_box(map1, map2)
-    return _correlate(_transform(map1, mask, workers), _transform(map2, mask, workers))
+    return correlate(_transform(map1, mask, workers), _transform(map2, mask, workers))
 
 
 def check_same_box(map1: np.ndarray, map2: np.ndarray) -> int:
@@ -125,7 +125,8 @@ def _transform(volume: np.ndarray, mask: np.ndarray | None, workers: int) -> np.
     return transform
 
 
-def _correlate(transform1: np.ndarray, transform2: np.ndarray) -> np.ndarray:
+def correlate(transform1: np.ndarray, transform2: np.ndarray) -> np.ndarray:
+    """:func:`fsc` of two half transforms, shape (box, box, box // 2 + 1), with phases about the same point."""
     cross = shell_sums(transform1.real * transform2.real + transform1.imag * transform2.imag)
     power = shell_sums(_power(transform1)) * shell_sums(_power(transform2))
     curve: np.ndarray = np.divide(cross, np.sqrt(power), out=np.zeros_like(cross), where=power > 0)

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Atomic models in PDB and mmCIF files, through gemmi."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import gemmi
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsecv.engine.errors import InputError
+from sparsecv.engine.io.atomic import atomic_text
+from sparsecv.engine.io.regular import open_regular
+
+
+def read_structure(path: str | Path, *, assembly: str | None = None) -> gemmi.Structure:
+    """Read the first model of a PDB or mmCIF file, compressed or not.
+
+    Parameters
+    ----------
+    path
+        The file.
+    assembly
+        Name of the biological assembly to build; None takes the chains as they are.
+
+    Returns
+    -------
+    gemmi.Structure
+        With one model of at least one atom; entities are set up.
+
+    Raises
+    ------
+    InputError
+        Not a regular file, unreadable, without atoms, no such assembly, or a coordinate that is not finite.
+    """
+    os.close(open_regular(path))
+    try:
+        structure = gemmi.read_structure(str(path))
+        structure.setup_entities()
+        if assembly is not None:
+            structure.transform_to_assembly(assembly, gemmi.HowToNameCopiedChain.AddNumber)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise InputError(f"not a usable atomic model: {error}", file=path, rule="PDB or mmCIF") from error
+    if not len(structure) or not structure[0].count_atom_sites():
+        raise InputError("holds no atoms", file=path, rule="PDB or mmCIF with at least one atom")
+    for number in range(len(structure) - 1, 0, -1):
+        del structure[number]
+    for found in structure[0].all():
+        if not np.isfinite(found.atom.pos.tolist()).all():
+            raise InputError("coordinates are not finite", file=path, item=f"atom {found}",
+                             value=found.atom.pos.tolist(), remedy="correct or remove the atom")
+    return structure
+
+
+def write_structure(
+    path: str | Path,
+    structure: gemmi.Structure,
+    *,
+    columns: Mapping[str, Sequence[float] | NDArray[np.floating]] | None = None,
+) -> None:
+    """Write a model as mmCIF, atomically.
+
+    Parameters
+    ----------
+    path
+        The file to write.
+    structure
+        Of one model.
+    columns
+        More columns of the table ``_atom_site``, by name without the category: a number per atom in the order of the
+        structure, NaN where there is none.
+    """
+    complete = structure.clone()
+    complete.setup_entities()
+    complete.assign_label_seq_id()
+    document = complete.make_mmcif_document()
+    loop = document.sole_block().find_loop("_atom_site.id").get_loop()
+    for name, values in (columns or {}).items():
+        texts = ["?" if np.isnan(value) else f"{value:.4f}" for value in values]
+        if len(texts) != loop.length():
+            raise ValueError(f"{len(texts)} values of {name} for {loop.length()} atoms")
+        tag = f"_atom_site.{name}"
+        loop.add_columns([tag], "?")
+        column = document.sole_block().find_values(tag)
+        for row, text in enumerate(texts):
+            column[row] = text
+    atomic_text(path, document.as_string())
