@@ -27,6 +27,7 @@ SIZES = {
     "D1": 2,
     "D2": 4,
     "D7": 14,
+    "D7Y": 14,
     "T": 12,
     "O": 24,
     "I": 60,
@@ -149,3 +150,16 @@ def test_symmetric_distance():
     np.testing.assert_allclose(symmetric_distance(first, second, group), 5, atol=1e-6)
     alone = symmetric_distance(first, second, np.eye(3)[None])
     np.testing.assert_allclose(alone, angular_distance(first, second), atol=1e-6)
+
+
+def test_dihedral_groups_with_the_two_fold_axis_along_y() -> None:
+    """Those of cryoSPARC: the group along x, turned by 90 degrees; for even orders nothing changes."""
+    quarter = Rotation.from_euler("z", 90, degrees=True).as_matrix()
+    turned = quarter @ symmetry_matrices("D7") @ quarter.T
+    along_y = symmetry_matrices("D7Y")
+    assert all(np.abs(turned - element).max(axis=(1, 2)).min() < 1e-9 for element in along_y)
+    assert any(np.allclose(element, np.diag([-1, 1, -1])) for element in along_y)
+    assert parse_symmetry("d4y") == ("D4", 8)
+    assert parse_symmetry("D7x") == ("D7", 14)
+    with pytest.raises(InputError, match="unknown point group"):
+        parse_symmetry("C3Y")

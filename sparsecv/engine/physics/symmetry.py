@@ -8,7 +8,8 @@ A group is a list of rotation matrices ``R_g`` that leave the map unchanged. The
 and ``A'`` gives the same image as ``A``. The view direction of a pose in the map's frame is the third row of ``A``
 (``d = A^T z``), so the equivalent view directions are ``d R_g``.
 
-Frames: Cn and Dn have the n-fold axis along z, and Dn a 2-fold axis along x. T has a 3-fold axis along z and a 2-fold
+Frames: Cn and Dn have the n-fold axis along z, and Dn a 2-fold axis along x; DnY has it along y, where cryoSPARC has it
+(for even n that is the same group). T has a 3-fold axis along z and a 2-fold
 axis in the yz plane. O has its 4-fold axes along x, y and z. I (the same as I2) and I1 have 2-fold axes along x, y and
 z; the 5-fold axes next to z lie in the xz plane for I2 and in the yz plane for I1. I3 and I4 have a 5-fold axis along
 z and differ by half a turn about it.
@@ -25,7 +26,7 @@ from numpy.typing import ArrayLike, NDArray
 from sparsecv.engine.errors import InputError
 from sparsecv.engine.physics.geometry import rotvec_to_matrix
 
-RULE = "one of Cn and Dn (n from 1), T, O, I, I1, I2, I3, I4"
+RULE = "one of Cn and Dn (n from 1; DnY with a 2-fold axis along y), T, O, I, I1, I2, I3, I4"
 LARGEST_ORDER = 999  # of an axis: RELION reads at most three digits
 GOLDEN = (1 + 5**0.5) / 2
 TIE = 1e-9  # cosines of two equally near directions differ by rounding only
@@ -50,7 +51,7 @@ def parse_symmetry(name: str) -> tuple[str, int]:
     Parameters
     ----------
     name
-        As on RELION's command line, in either case: ``C4``, ``d7``, ``T``, ``I`` (which is ``I2``).
+        As on RELION's command line, in either case: ``C4``, ``d7``, ``T``, ``I`` (which is ``I2``); and ``D7Y``.
 
     Returns
     -------
@@ -70,13 +71,14 @@ def parse_symmetry(name: str) -> tuple[str, int]:
     if re.fullmatch(r"([CSD]\d+|[TOI]\d?)[VH]|CI|CS|S\d+|TD", canonical):
         raise InputError("point groups with mirrors, inversion or rotary reflection do not exist for proteins",
                          item="symmetry", value=name, rule=RULE, remedy="give the rotations only, such as C3 for C3v")
-    cyclic = re.fullmatch(r"([CD])(\d+)", canonical)
-    if cyclic:
+    cyclic = re.fullmatch(r"([CD])(\d+)([XY]?)", canonical)
+    if cyclic and not (cyclic[1] == "C" and cyclic[3]):
         order = int(cyclic[2])
         if not 1 <= order <= LARGEST_ORDER:
             raise InputError("the order of the axis is out of range", item="symmetry", value=name,
                              rule=f"{cyclic[1]}1 to {cyclic[1]}{LARGEST_ORDER}")
-        return f"{cyclic[1]}{order}", order * (2 if cyclic[1] == "D" else 1)
+        turned = "Y" if cyclic[3] == "Y" and order % 2 else ""  # for even orders x and y are alike
+        return f"{cyclic[1]}{order}{turned}", order * (2 if cyclic[1] == "D" else 1)
     canonical = "I2" if canonical == "I" else canonical
     if canonical not in _GENERATORS:
         raise InputError("unknown point group", item="symmetry", value=name, rule=RULE)
@@ -111,11 +113,11 @@ def symmetry_matrices(name: str) -> NDArray[np.float64]:
 @lru_cache(maxsize=32)
 def _group(canonical: str, size: int) -> NDArray[np.float64]:
     if canonical[0] in "CD":
-        order = int(canonical[1:])
+        order = int(canonical[1:].removesuffix("Y"))
         turns = 2 * np.pi / order * np.arange(order)
         group = rotvec_to_matrix(np.outer(turns, (0, 0, 1)))
         if canonical[0] == "D":
-            half_turn = np.diag([1.0, -1.0, -1.0])
+            half_turn = np.diag([-1.0, 1.0, -1.0] if canonical.endswith("Y") else [1.0, -1.0, -1.0])
             group = np.concatenate([group, group @ half_turn])
     else:
         group = _closure([_axis_rotation(order, axis) for order, axis in _GENERATORS[canonical]], size)
