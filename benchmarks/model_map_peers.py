@@ -109,7 +109,7 @@ def servalcat_curves(
     factors through the Mott-Bethe formula.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    cube, mask = read_map(ours / "map.mrc"), read_map(ours / "mask.mrc")
+    cube, mask = read_map(ours / "validate_map.mrc"), read_map(ours / "validate_mask.mrc")
     structure = read_structure(ours / "fitted.cif")
     shift = gemmi.Position(*(-value for value in cube.origin))
     for found in structure[0].all():
@@ -290,7 +290,8 @@ def large(bench: common.Bench) -> Rows:
         found, used = validated(bench, pair, output, *options)
         fitted = atoms_of(read_structure(output / "fitted.cif")).positions
         # the two-fold is along z: a search from anywhere may end at either of two equal places
-        back = min(_motion(copy, fitted) for copy in (model.positions, model.positions * [-1, -1, 1]))
+        copies = (model.positions, model.positions * [-1, -1, 1])
+        back = min((_motion(copy, fitted) for copy in copies), key=lambda off: off[1])
         rows.append((label, found["atoms"], found["chains"], used.wall_s, used.cpu_s, used.peak_mb, *back))
     common.table("model_map_large", ("fit", "atoms", "chains", "wall, s", "CPU, s", "peak, MB", "off by, A",
                                      "off by, degrees"), rows)  # fmt: skip

@@ -164,7 +164,8 @@ def test_scores_of_a_residue_that_is_out_of_place() -> None:
 
 def test_small_helpers() -> None:
     values = np.arange(27, dtype=np.float32).reshape(3, 3, 3)
-    assert level_of_volume(values, 5) == 22
+    assert level_of_volume(values, 5) == (22, True)
+    assert level_of_volume(np.maximum(values, 20), 12) == (20, False)  # as outside of a mask
     assert included(np.array([1.0, 2.0, np.nan, 3.0]), 1.5, np.array([True] * 4)) == pytest.approx(2 / 3)
     assert np.isnan(included(np.array([1.0]), 0.5, np.array([False])))
     assert radius_of(1.0) == 1.5

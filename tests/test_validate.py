@@ -131,6 +131,9 @@ def test_identical_half_maps_are_refused(maps) -> None:
         validate(maps["map"], protein(), halves=(maps["half1"], maps["half1"]))
     with pytest.raises(InputError, match="half map 2 is the map itself"):
         validate(maps["map"], protein(), halves=(maps["half1"], maps["map"]))
+    twice = Map(2 * maps["half1"].data, PIXEL, maps["half1"].origin)
+    with pytest.raises(InputError, match="identical, but perhaps for their scale"):
+        validate(maps["map"], protein(), halves=(maps["half1"], twice))
     flat = Map(np.ones((BOX,) * 3, dtype=np.float32), PIXEL, GRID.origin)
     with pytest.raises(InputError, match="flat"):
         validate(maps["map"], protein(), halves=(maps["half1"], flat))
@@ -157,6 +160,71 @@ def test_unusable_masks_are_refused(maps) -> None:
                           (sphere(32, 10), "box size")):  # fmt: skip
         with pytest.raises(InputError, match=message):
             validate(maps["map"], protein(), mask=Map(data.astype(np.float32), PIXEL, GRID.origin))
+
+
+def test_a_mask_without_the_model_is_refused(maps) -> None:
+    corner = np.roll(sphere(BOX, 8, 4), BOX // 2, axis=(0, 1, 2))
+    with pytest.raises(InputError, match="the mask does not contain the model"):
+        validate(maps["map"], protein(), mask=Map(corner, PIXEL, GRID.origin))
+    part = Map(sphere(BOX, 12, 4), PIXEL, GRID.origin)
+    found = validate(maps["map"], protein(), mask=part)
+    assert any("the mask contains only" in text for text in found.warnings)
+
+
+def test_a_cut_out_of_a_raw_map_is_judged_like_the_whole(maps) -> None:
+    """Its solvent is not 0, and what is outside of it is not scored."""
+    raised = maps["map"].data + np.float32(0.5)
+    cut = Map(raised[8:56, 6:58, 10:60].copy(), PIXEL, tuple(GRID.origin + PIXEL * np.array([10, 6, 8])))
+    found, whole = validate(cut, protein()), validate(maps["map"], protein())
+    assert found.masked.at_05.resolution.angstrom == pytest.approx(whole.masked.at_05.resolution.angstrom, rel=0.03)
+    small = Map(raised[:, :, :36].copy(), PIXEL, maps["map"].origin)
+    scored = validate(small, protein())
+    outside = scored.atoms.positions[:, 0] > GRID.origin[0] + 35 * PIXEL
+    assert outside.any()
+    assert np.isnan(scored.scores.atom_q[outside]).all()
+    assert np.isnan(scored.scores.atom_density[outside]).all()
+    assert f"{outside.sum()} atoms lie outside the box" in scored.warnings[0]
+
+
+def test_perfect_models_are_not_said_to_follow_noise() -> None:
+    """With a tight mask, too: pairs of halves at two resolutions."""
+    clean = clean_transform("AB", BOX, PIXEL)
+    for seed in range(3):
+        for resolution in (6.0, 9.0):
+            def of_one(s, resolution=resolution):
+                whole = half(resolution)(s)
+                return whole / np.sqrt(2 - whole**2)
+
+            first, second = (noisy(clean, of_one, GRID, 10 * seed + k) for k in (1, 2))
+            found = validate(map_of((first + second) / 2, GRID), protein(),
+                             Options(mask_radius=3.0, mask_edge=3.0, chains=False),
+                             halves=(map_of(first, GRID), map_of(second, GRID)))  # fmt: skip
+            assert not found.halves.beyond.any()
+            assert not found.halves.over_fit.is_significant
+
+
+def test_waters_follow_the_chain_that_is_nearest() -> None:
+    """They are no body of their own, however many they are."""
+    structure = protein().clone()
+    chain = gemmi.Chain("W")
+    anchor = atoms_of(structure).positions[atoms_of(structure).chain_of == 1]
+    for number in range(40):
+        residue = gemmi.Residue()
+        residue.name, residue.seqid = "HOH", gemmi.SeqId(number + 1, " ")
+        atom = gemmi.Atom()
+        atom.name, atom.element, atom.b_iso, atom.occ = "O", gemmi.Element("O"), 60.0, 1.0
+        atom.pos = gemmi.Position(*(anchor[20 * number] + [0, 0, 2.8]))
+        residue.add_atom(atom)
+        chain.add_residue(residue)
+    structure[0].add_chain(chain)
+    structure.setup_entities()
+    atoms = atoms_of(structure)
+    displaced = atoms.moved(Motion(np.eye(3), np.array([1.5, -1.0, 1.0]), np.zeros(3)), atoms.chain_of > 0)
+    density = map_of(noisy(clean_transform("AB", BOX, PIXEL), half(6.0), GRID, 4), GRID)
+    found = validate(density, displaced.structure, Options(fit="chains", chains=False))
+    water = atoms.chain_of == 2
+    assert np.linalg.norm(found.atoms.positions[water] - atoms.positions[water], axis=1).max() < 0.6
+    assert found.motions["W"].degrees == pytest.approx(found.motions["B"].degrees)
 
 
 def test_a_model_outside_of_the_box_or_on_no_density_is_refused(maps) -> None:
@@ -212,6 +280,7 @@ def test_the_same_map_twice_is_noticed(maps) -> None:
         ({"origin": "1,2", "frame": "scipion"}, "not a position"),
         ({"origin": "1,2,nan", "frame": "scipion"}, "not a position"),
         ({"pixel_size": -1.0}, "out of range"),
+        ({"level": float("nan")}, "not a number"),
     ],
 )
 def test_settings_that_contradict_each_other(words, message) -> None:
@@ -230,8 +299,9 @@ def test_the_command_writes_what_it_promises(files, tmp_path, capsys) -> None:
     assert "lowest Q-scores" in said
     written = {path.name for path in output.iterdir()}
     assert written == {
-        "model_fsc.star", "residues.csv", "summary.json", "fitted.cif", "scored.cif", "map.mrc", "mask.mrc",
-        "model.mrc", "scores.cxc", "validate.html", "validate.toml", "model_fsc.png", "versus_fsc.png",
+        "model_fsc.star", "residues.csv", "summary.json", "fitted.cif", "scored.cif", "validate_map.mrc",
+        "validate_mask.mrc", "validate_model.mrc", "scores.cxc", "validate.html", "validate.toml", "model_fsc.png",
+        "versus_fsc.png",
         "chains_fsc.png", "residues.png", "inclusion.png", "slices.png",
     }  # fmt: skip
     star = StarFile.read(output / "model_fsc.star")
@@ -252,7 +322,7 @@ def test_the_command_writes_what_it_promises(files, tmp_path, capsys) -> None:
     fitted = gemmi.cif.read(str(output / "fitted.cif")).sole_block()
     scores = [float(text) for text in fitted.find_values("_atom_site.Q-score")]
     assert [cra.atom.b_iso for cra in scored[0].all()] == pytest.approx(scores, abs=6e-3)
-    mask = read_map(output / "mask.mrc")
+    mask = read_map(output / "validate_mask.mrc")
     assert mask.origin == pytest.approx(tuple(GRID.origin), abs=1e-3)
     page = (output / "validate.html").read_text()
     assert page.count("<img") == 6
@@ -301,6 +371,15 @@ def test_wrong_files_are_named(files, tmp_path, capsys) -> None:
     assert str(files["model"]) in refused(capsys, "--model", files["model"], "--map", files["model"], *words)
     assert str(files["map"]) in refused(capsys, "--model", files["map"], "--map", files["map"], *words)
     assert "--map missing" in refused(capsys, "--model", files["model"], *words)
+
+
+def test_results_never_take_the_place_of_an_input(files, tmp_path, capsys) -> None:
+    own = tmp_path / "validate_map.mrc"
+    own.write_bytes(files["map"].read_bytes())
+    said = refused(capsys, "--model", files["model"], "--map", own, "--output", tmp_path)
+    assert "would be overwritten by the results" in said
+    assert own.read_bytes() == files["map"].read_bytes()
+    assert "is no folder" in refused(capsys, "--model", files["model"], "--map", own, "--output", own)
 
 
 def test_names_cannot_write_into_the_page(tmp_path) -> None:

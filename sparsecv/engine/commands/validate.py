@@ -14,15 +14,18 @@ def run(settings: ValidateSettings, save: Save) -> int:
     from sparsecv.engine.commands.maps import warn
     from sparsecv.engine.io.models import read_structure
     from sparsecv.engine.io.mrc import read_map
-    from sparsecv.engine.io.results import remove_results
+    from sparsecv.engine.io.results import refuse_to_overwrite, remove_results
     from sparsecv.engine.model_map.files import WRITTEN, write_validation
     from sparsecv.engine.model_map.results import Options
     from sparsecv.engine.model_map.validation import validate
     from sparsecv.engine.threads import use_threads
 
     s = settings
+    inputs = (s.model, s.map, s.half1, s.half2, s.mask, s.versus)
+    refuse_to_overwrite(s.output, WRITTEN, inputs)
     workers = use_threads(s.threads)
-    structure = read_structure(s.model, assembly=s.assembly)
+    left_away: list[str] = []
+    structure = read_structure(s.model, assembly=s.assembly, said=left_away)
     density, half1, half2, mask, versus = (
         None if path is None else read_map(path, cubic=False, pixel_size=s.pixel_size)
         for path in (s.map, s.half1, s.half2, s.mask, s.versus)
@@ -35,16 +38,21 @@ def run(settings: ValidateSettings, save: Save) -> int:
                      progress=lambda text: print(f"{text} ...", flush=True))  # fmt: skip
     names = {"model": str(s.model), "map": str(s.map)} | ({} if s.versus is None else {"versus": str(s.versus)})
     s.output.mkdir(parents=True, exist_ok=True)
-    remove_results(s.output, (s.model, s.map, s.half1, s.half2, s.mask, s.versus), WRITTEN)
+    remove_results(s.output, inputs, WRITTEN)
     save(s.output / "validate.toml")
     written = write_validation(found, s.output, names=names)
-    warn(found.warnings)
+    warn([*left_away, *found.warnings])
     for text in found.notes:
         print(text)
+    print(f"resolution for mask, model density and correlations: {found.resolution:.2f} A, {found.resolution_source}")
+    print(f"phases of the control are random from {found.randomised_from:.2f} A on")
     print(f"FSC 0.5: {found.masked.at_05} in the mask, {found.unmasked.at_05} without")
     print(f"FSC 0.143: {found.masked.at_0143} in the mask, {found.unmasked.at_0143} without")
+    print(f"FSC 0.5, corrected for the mask: {found.corrected_at_05}; mean FSC {found.fsc_average:.3f}")
     if found.halves is not None:
-        print(f"half maps at FSC 0.143: {found.halves.resolution}")
+        over = found.halves.over_fit
+        print(f"half maps at FSC 0.143: {found.halves.resolution}; model against half 1 less half 2: "
+              f"{over.difference:.4f} +- {over.error:.4f}")  # fmt: skip
     if found.versus is not None:
         print(f"{s.versus}, FSC 0.5: {found.versus.masked.at_05} in the mask")
     whole = found.scores.whole

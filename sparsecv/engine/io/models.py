@@ -16,7 +16,9 @@ from sparsecv.engine.io.atomic import atomic_text
 from sparsecv.engine.io.regular import open_regular
 
 
-def read_structure(path: str | Path, *, assembly: str | None = None) -> gemmi.Structure:
+def read_structure(
+    path: str | Path, *, assembly: str | None = None, said: list[str] | None = None
+) -> gemmi.Structure:
     """Read the first model of a PDB or mmCIF file, compressed or not.
 
     Parameters
@@ -25,6 +27,8 @@ def read_structure(path: str | Path, *, assembly: str | None = None) -> gemmi.St
         The file.
     assembly
         Name of the biological assembly to build; None takes the chains as they are.
+    said
+        Gets a sentence about models that were left away.
 
     Returns
     -------
@@ -34,7 +38,8 @@ def read_structure(path: str | Path, *, assembly: str | None = None) -> gemmi.St
     Raises
     ------
     InputError
-        Not a regular file, unreadable, without atoms, no such assembly, or a coordinate that is not finite.
+        Not a regular file, unreadable, without atoms, no such assembly, or a coordinate, B-factor or occupancy that is
+        not finite.
     """
     os.close(open_regular(path))
     try:
@@ -46,12 +51,15 @@ def read_structure(path: str | Path, *, assembly: str | None = None) -> gemmi.St
         raise InputError(f"not a usable atomic model: {error}", file=path, rule="PDB or mmCIF") from error
     if not len(structure) or not structure[0].count_atom_sites():
         raise InputError("holds no atoms", file=path, rule="PDB or mmCIF with at least one atom")
+    if len(structure) > 1 and said is not None:
+        said.append(f"the file holds {len(structure)} models: only the first is used")
     for number in range(len(structure) - 1, 0, -1):
         del structure[number]
     for found in structure[0].all():
-        if not np.isfinite(found.atom.pos.tolist()).all():
-            raise InputError("coordinates are not finite", file=path, item=f"atom {found}",
-                             value=found.atom.pos.tolist(), remedy="correct or remove the atom")
+        numbers = [*found.atom.pos.tolist(), found.atom.b_iso, found.atom.occ]
+        if not np.isfinite(numbers).all():
+            raise InputError("coordinates, B-factor or occupancy are not finite", file=path, item=f"atom {found}",
+                             value=numbers, remedy="correct or remove the atom")
     return structure
 
 

@@ -6,9 +6,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.atomic import atomic_text
 
 
@@ -27,6 +29,17 @@ def remove_results(folder: Path, keep: Iterable[Path | None], patterns: Iterable
         for path in folder.glob(pattern):
             if path.resolve() not in inputs:
                 path.unlink()
+
+
+def refuse_to_overwrite(folder: Path, patterns: Iterable[str], inputs: Iterable[Path | None]) -> None:
+    """Refuse, with InputError, a folder that is none, or in which results would take the place of an input."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError("is no folder", file=folder, rule="a folder for the results")
+    for path in inputs:
+        if path is not None and path.resolve().parent == folder.resolve():
+            if any(fnmatch(path.name, pattern) for pattern in patterns):
+                raise InputError("would be overwritten by the results", file=path,
+                                 remedy="choose another output folder")  # fmt: skip
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:

@@ -90,6 +90,16 @@ class ModelAtoms:
             atom.b_iso, atom.aniso = float(value), gemmi.SMat33f(0, 0, 0, 0, 0, 0)
         return replace(self, structure=structure, b_factors=np.asarray(b_factors, dtype=np.float64))
 
+    def shifted_b_factors(self, shifts: NDArray[np.float64]) -> ModelAtoms:
+        """The model with B-factors that are larger by so much, A^2; none below 0; anisotropic ones keep their shape."""
+        structure, values = self.structure.clone(), np.maximum(self.b_factors + shifts, 0.0)
+        for atom, value, shift in zip(_atoms(structure), values, values - self.b_factors, strict=True):
+            atom.b_iso = float(value)
+            if atom.aniso.nonzero():
+                added, u = float(shift) / (8 * np.pi**2), atom.aniso
+                atom.aniso = gemmi.SMat33f(u.u11 + added, u.u22 + added, u.u33 + added, u.u12, u.u13, u.u23)
+        return replace(self, structure=structure, b_factors=values)
+
 
 @dataclass(frozen=True)
 class Motion:

@@ -18,7 +18,8 @@ from sparsecv.engine.model_map.frame import Grid
 from sparsecv.engine.model_map.neighbourhood import near_voxels
 from sparsecv.engine.physics.fourier import shell_sums
 
-SMALLEST_RADIUS, RADIUS_OF_RESOLUTION = 1.5, 0.7  # A; of the resolution: about an atom, for residues and chains
+# about an atom, for residues and chains: of the resolution, and A
+RADIUS_OF_RESOLUTION, SMALLEST_RADIUS, LARGEST_RADIUS = 0.7, 1.5, 5.0
 SAME = 0.99  # correlation at which a low-passed map counts as the map itself
 
 
@@ -51,8 +52,8 @@ def correlations(density: NDArray[np.float32], model: NDArray[np.float32], molec
     """The four correlations of a map and a model's density, each (box, box, box), given the voxels of the molecule."""
     flat, calculated = density.ravel(), model.ravel()
     count = int(molecule.sum())
-    high = calculated >= _level_of(calculated, count)
-    peaks = high | (flat >= _level_of(flat, count))
+    high = _highest(calculated, count)
+    peaks = high | _highest(flat, count)
     inside = molecule.ravel()
     return Correlations(
         pearson(flat, calculated), pearson(flat[inside], calculated[inside]), pearson(flat[high], calculated[high]),
@@ -81,7 +82,7 @@ def molecule_voxels(atoms: ModelAtoms, grid: Grid) -> NDArray[np.bool_]:
 
 def radius_of(resolution: float) -> float:
     """Distance from an atom up to which voxels count as its residue's, A."""
-    return max(SMALLEST_RADIUS, RADIUS_OF_RESOLUTION * resolution)
+    return min(max(SMALLEST_RADIUS, RADIUS_OF_RESOLUTION * resolution), LARGEST_RADIUS)
 
 
 def group_correlations(
@@ -149,9 +150,24 @@ def included(values: NDArray[np.float64], level: float, which: NDArray[np.bool_]
     return float((values[counted] > level).mean()) if counted.any() else float("nan")
 
 
-def level_of_volume(density: NDArray[np.float32], voxels: int) -> float:
-    """Level whose surface encloses a number of voxels."""
-    return _level_of(density.ravel(), voxels)
+def level_of_volume(density: NDArray[np.float32], voxels: int) -> tuple[float, bool]:
+    """Level whose surface encloses a number of voxels, and whether there is one.
+
+    There is none on a plateau, as outside of a mask that a map was multiplied by: the level is then that of the
+    plateau.
+    """
+    values = density.ravel()
+    level = _level_of(values, voxels)
+    above, with_level = int((values > level).sum()), int((values >= level).sum())
+    return level, with_level - above <= max(1, voxels // 100)
+
+
+def _highest(values: NDArray[np.float32], count: int) -> NDArray[np.bool_]:
+    """The voxels of the highest values, exactly so many of them; ties are broken by their order."""
+    chosen = np.zeros(values.size, dtype=bool)
+    count = min(max(count, 1), values.size)
+    chosen[np.argpartition(values, values.size - count)[values.size - count :]] = True
+    return chosen
 
 
 def _level_of(values: NDArray[np.float32], count: int) -> float:

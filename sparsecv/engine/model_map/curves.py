@@ -26,6 +26,8 @@ from sparsecv.engine.validate.fsc_bands import LEVELS, ConeSums, band, cone_sums
 RUN = 3  # shells that must lie above a threshold in a row before the curve counts as above it
 RANDOMISE_BELOW = 0.8
 CONTROL_DRAWS = 3
+BEYOND_MARGIN = 0.02  # above the ceiling
+STANDARD_ERRORS = 5.0  # measured: with tight masks three are reached by chance
 
 
 @dataclass(frozen=True)
@@ -115,12 +117,22 @@ def crossing(
             again = grid.length / (behind + int(above[-1]))
     interval = None
     if samples is not None:
-        risen_samples = samples.copy()
-        risen_samples[:, :first] = 1.0
-        found_in = [resolution(sample, threshold, grid.box, grid.pixel_size).angstrom for sample in risen_samples]
-        low, high = np.quantile(found_in, LEVELS)
-        interval = (float(high), float(low))
+        near = [_nearest_fall(sample, threshold, found.shell) for sample in samples]
+        finest, coarsest = np.quantile(grid.length / np.array(near), LEVELS)
+        interval = (float(coarsest), float(finest))
     return Crossing(threshold, found, interval, grid.length / first if first > 1 else None, again)
+
+
+def _nearest_fall(values: NDArray[np.float64], threshold: float, shell: float) -> float:
+    """Where a curve falls through a threshold, interpolated, nearest to a shell; the last shell if it never does.
+
+    Resampled curves are rougher than the one they come from: their first fall may be a dent far before its own.
+    """
+    falls = np.flatnonzero((values[:-1] >= threshold) & (values[1:] < threshold))
+    if not len(falls):
+        return float(len(values) - 1)
+    places = falls + (values[falls] - threshold) / (values[falls] - values[falls + 1])
+    return max(float(places[np.argmin(np.abs(places - shell))]), 0.5)
 
 
 def _first_run(values: NDArray[np.float64], threshold: float, *, after_zero: bool = True) -> int | None:
@@ -188,9 +200,9 @@ def control(
 
     Returns
     -------
-    The mean of three draws, (shells,), and the shell.
+    The mean of three draws, (shells,), and the shell; the last one where the curve stays above 0.8.
     """
-    top = 1 + int(np.argmax(values[1:]))
+    top = 1 + int(np.argmax(values[1 : max(2, len(values) // 2)]))
     below = np.flatnonzero(values[top:] < RANDOMISE_BELOW)
     start = top + int(below[0]) if len(below) else len(values) - 1
     rng = np.random.default_rng(seed)
@@ -216,19 +228,17 @@ def ceiling(half_fsc: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def beyond_ceiling(
-    model: ConeSums, halves: ConeSums, half_fsc: NDArray[np.float64], draws: NDArray[np.float64]
+    model: ConeSums, halves: ConeSums, draws: NDArray[np.float64]
 ) -> NDArray[np.bool_]:
     """Shells at which a model agrees with a map better than half maps allow, beyond doubt and three in a row.
 
     Parameters
     ----------
     model, halves
-        Masked sums of map and model, and of the halves.
-    half_fsc
-        Of the halves, corrected for the mask.
+        Sums of map and model, and of the halves, all in one mask: neither curve is corrected for it, so that what it
+        brings is in both.
     """
-    offset = ceiling(half_fsc) - ceiling(halves.curve)
-    difference = model.resampled(draws) - np.clip(ceiling(halves.resampled(draws)) + offset, 0, 1)
+    difference = model.resampled(draws) - ceiling(halves.resampled(draws)) - BEYOND_MARGIN
     sure = np.quantile(difference, LEVELS[0], axis=0) > 0
     sure[0] = False
     found: NDArray[np.bool_] = ndimage.binary_opening(sure, np.ones(RUN, dtype=bool))
@@ -253,8 +263,8 @@ class OverFit:
 
     @property
     def is_significant(self) -> bool:
-        """More than three standard errors and more than a hundredth."""
-        return abs(self.difference) > max(3 * self.error, 0.01)
+        """More than five standard errors and more than a hundredth."""
+        return abs(self.difference) > max(STANDARD_ERRORS * self.error, 0.01)
 
 
 def over_fit(

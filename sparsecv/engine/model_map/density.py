@@ -16,6 +16,7 @@ from sparsecv.engine.model_map.atoms import ModelAtoms
 from sparsecv.engine.model_map.frame import Grid
 from sparsecv.engine.physics.fourier import resize_transform
 
+LARGEST_EXPONENT = 40.0  # of exp, so that float32 does not overflow
 OVERSAMPLING = 1.5  # of the grid that gemmi fills: spacing = resolution / 3
 
 
@@ -74,10 +75,12 @@ def cell_of(grid: Grid) -> gemmi.UnitCell:
 
 def debye_waller(grid: Grid, b_factor: float) -> NDArray[np.float32]:
     """exp(-B s^2 / 4) on the half transform of a grid; a negative B sharpens."""
-    axis = np.exp(-b_factor / 4 * np.fft.fftfreq(grid.box, grid.pixel_size) ** 2).astype(np.float32)
-    last = np.exp(-b_factor / 4 * (np.arange(grid.box // 2 + 1) / grid.length) ** 2).astype(np.float32)
-    weights: NDArray[np.float32] = axis[:, None, None] * axis[:, None] * last
-    return weights
+    axis = (-b_factor / 4 * np.fft.fftfreq(grid.box, grid.pixel_size) ** 2).astype(np.float32)
+    last = (-b_factor / 4 * (np.arange(grid.box // 2 + 1) / grid.length) ** 2).astype(np.float32)
+    exponent: NDArray[np.float32] = axis[:, None, None] + axis[:, None] + last
+    np.clip(exponent, -LARGEST_EXPONENT, LARGEST_EXPONENT, out=exponent)
+    np.exp(exponent, out=exponent)
+    return exponent
 
 
 def to_map(transform: NDArray[np.complex64], *, workers: int = 1) -> NDArray[np.float32]:

@@ -23,7 +23,7 @@ from sparsecv.engine.model_map.results import Validation
 from sparsecv.engine.report.model_map import SCORE_MAP
 
 CURVES, RESIDUES, SUMMARY, FITTED, SCORED = "model_fsc.star", "residues.csv", "summary.json", "fitted.cif", "scored.cif"
-PLACED, MASK, MODEL, SCRIPT = "map.mrc", "mask.mrc", "model.mrc", "scores.cxc"
+PLACED, MASK, MODEL, SCRIPT = "validate_map.mrc", "validate_mask.mrc", "validate_model.mrc", "scores.cxc"
 WRITTEN = (CURVES, RESIDUES, SUMMARY, FITTED, SCORED, PLACED, MASK, MODEL, SCRIPT, PAGE, SETTINGS, *PICTURES)
 KEY_SCORES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the colours
 
@@ -51,7 +51,9 @@ def write_validation(found: Validation, folder: Path, *, names: dict[str, str]) 
     write_json(folder / SUMMARY, summary(found, names))
     scores = found.scores.atom_q
     write_structure(folder / FITTED, found.atoms.structure, columns={"Q-score": scores})
-    shown = np.where(np.isfinite(scores), scores, 0.0)
+    # what has no score of its own, such as hydrogens, is coloured like its residue
+    shown = np.where(np.isfinite(scores), scores, found.scores.residues.q_score[found.atoms.residue_of])
+    shown = np.where(np.isfinite(shown), shown, 0.0)
     write_structure(folder / SCORED, found.atoms.with_b_factors(shown).structure)
     atomic_text(folder / SCRIPT, _script(found))
     pictures = draw_pictures(found, folder, names)
@@ -116,7 +118,7 @@ def summary(found: Validation, names: dict[str, str]) -> dict[str, Any]:
         "resolution_used": found.resolution, "resolution_source": found.resolution_source,
         "fsc_masked": _crossings(found.masked), "fsc_unmasked": _crossings(found.unmasked),
         "fsc_average": found.fsc_average, "fsc_average_nyquist": found.fsc_average_nyquist,
-        "random_phases_from": found.randomised_from,
+        "fsc_mask_corrected_05": _crossing(found.corrected_at_05), "random_phases_from": found.randomised_from,
         "cc_box": whole.box, "cc_mask": whole.mask, "cc_volume": whole.volume, "cc_peaks": whole.peaks,
         "q_score": scores.q_score, "level": scores.level, "atoms_inside": scores.inclusion,
         "backbone_inside": scores.inclusion_backbone, "d99_map": scores.map_seen_to, "d99_model": scores.model_seen_to,
@@ -177,7 +179,7 @@ def _script(found: Validation) -> str:
     lines = [
         "# Colours the model by Q-score (its B-factor column in this file). Open it in a new session of ChimeraX.",
         f"open {PLACED}", f"open {SCORED}", f"volume #1 style surface step 1 level {found.scores.level:.6g}",
-        "transparency #1 60", "hide #2 atoms", "cartoon #2",
+        "transparency #1 60", "hide #2 atoms", "cartoon #2", "show #2 & ligand atoms",
         f"color byattribute a:bfactor #2 target acs palette {palette}", "set bgColor white", "lighting soft",
         f"key {key} pos 0.35,0.05 size 0.3,0.03",
     ]  # fmt: skip

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.interpolate import NdBSpline
 from scipy.optimize import minimize
+from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from sparsecv.engine.model_map.atoms import ModelAtoms, Motion
@@ -41,6 +42,7 @@ FINEST_FSC_RESOLUTION = 4.0  # A: shells beyond this add nothing to where a rigi
 CHAIN_ROUNDS = 2
 FEWEST_CHAIN_ATOMS = 20  # of a chain that moves on its own
 SCALE_ROUNDS = ((0.1, 0.02), (0.01, 0.01))  # half widths and steps of the search for the pixel size
+FEWEST_SCALE_ATOMS = 100
 
 
 class Field:
@@ -104,7 +106,7 @@ def filtered(
     m = m * (np.arange(box // 2 + 1) <= grid.length / finest)
     m[0] = 0.0  # the mean of the map says nothing about places
     weight = np.divide(m, (1 - m**2) * np.sqrt(power), out=np.zeros_like(m), where=power > 0)
-    return Field(_scaled(part, weight), Grid(box, grid.length / box, grid.origin), workers)
+    return Field(_scaled(part, weight), grid.sampled(box), workers)
 
 
 def gaussian_correlation(grid: Grid, resolution: float) -> NDArray[np.float64]:
@@ -189,7 +191,7 @@ def _coarse(grid: Grid) -> Grid:
     """The grid that holds what matters to a rigid body and no more."""
     finest = max(grid.nyquist, FINEST_FSC_RESOLUTION)
     box = min(grid.box, int(scipy.fft.next_fast_len(int(np.ceil(2 * grid.length / finest)), real=True)))
-    return Grid(box, grid.length / box, grid.origin)
+    return grid.sampled(box)
 
 
 def climb(field: Field, atoms: ModelAtoms, start: Motion) -> tuple[float, Motion]:
@@ -222,11 +224,13 @@ def fit_chains(
     Returns
     -------
     dict
-        Motion of each chain, by name. Chains of fewer than 20 scattering atoms move with the rest: they stay.
+        Motion of each chain that has one, by name. Waters, ligands and chains of fewer than 20 scattering atoms follow
+        the polymer nearest to them.
     """
-    motions = {name: Motion.none() for name in atoms.chains}
-    if len(atoms.chains) == 1:
-        return motions
+    bodies = _bodies(atoms)
+    if len(bodies) < 2:
+        return {}
+    motions: dict[str, Motion] = {}
     coarse, present = _coarse(grid), atoms
     part = resize_transform(observed, coarse.box)
     chains = {name: atoms.chain_of == number for number, name in enumerate(atoms.chains)}
@@ -234,7 +238,7 @@ def fit_chains(
     whole = np.sum(list(own.values()), axis=0)
     for _ in range(CHAIN_ROUNDS):
         for name, which in chains.items():
-            if (atoms.weights[which] > 0).sum() < FEWEST_CHAIN_ATOMS:
+            if name not in bodies:
                 continue
             rest = part - _scaled(whole - own[name], _scale(part, whole))
             field = _field_of(rest, grid, correlate(rest, own[name]), workers)
@@ -242,11 +246,32 @@ def fit_chains(
                 continue
             chain = _subset(present, which)
             motion = climb(field, scattering(chain), Motion(np.eye(3), np.zeros(3), chain.centre))[1]
-            motions[name] = motions[name].then(motion) if motions[name].centre.any() else motion
+            motions[name] = motions[name].then(motion) if name in motions else motion
             present = present.moved(motion, which)
             moved = model_transform(_only(present, which), coarse, workers=workers)
             whole, own[name] = whole - own[name] + moved, moved
+    for name, which in chains.items():
+        if name not in bodies:
+            nearest = min(bodies, key=lambda body: _distance(atoms.positions[which], atoms.positions[chains[body]]))
+            if nearest in motions:
+                motions[name] = motions[nearest]
     return motions
+
+
+def _bodies(atoms: ModelAtoms) -> list[str]:
+    """Chains that move on their own: polymers of enough atoms, or all of that size in a model without polymers."""
+    is_polymer = np.array([residue.is_polymer for residue in atoms.residues])[atoms.residue_of]
+    for usable in ((atoms.weights > 0) & is_polymer, atoms.weights > 0):
+        counts = np.bincount(atoms.chain_of[usable], minlength=len(atoms.chains))
+        found = [name for name, count in zip(atoms.chains, counts, strict=True) if count >= FEWEST_CHAIN_ATOMS]
+        if found:
+            return found
+    return []
+
+
+def _distance(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Of the two nearest of some of their points."""
+    return float(cKDTree(second).query(first[:: max(1, len(first) // 200)])[0].min())
 
 
 def _scale(observed: NDArray[np.complex64], calculated: NDArray[np.complex64]) -> NDArray[np.float64]:
@@ -272,7 +297,7 @@ def best_pixel_scale(
 
     Returns
     -------
-    None where map and model do not correlate.
+    None where map and model do not correlate, or the model is too small to tell; 0.9 or 1.1: it is that, or more.
 
     Notes
     -----
@@ -281,6 +306,8 @@ def best_pixel_scale(
     it is not divided by the power of the model, which grows when a model shrinks.
     """
     few = scattering(atoms)
+    if len(few) < FEWEST_SCALE_ATOMS:
+        return None
     middle, best = few.centre, 1.0
     present = atoms
     for half_width, step in SCALE_ROUNDS:
@@ -296,10 +323,12 @@ def best_pixel_scale(
         values = [mutual_information(observed, grid, one, workers) for one in tried]
         top = int(np.argmax(values))
         best, present = float(scales[top]), tried[top]
+        if step == SCALE_ROUNDS[0][1] and top in (0, len(scales) - 1):
+            return float(np.clip(1 / best, 0.9, 1.1))
         if 0 < top < len(scales) - 1:  # of the parabola through three points
             left, centre, right = values[top - 1 : top + 2]
             best += float(0.5 * (left - right) / (left - 2 * centre + right) * step)
-    return 1 / best
+    return float(np.clip(1 / best, 0.9, 1.1))
 
 
 def mutual_information(observed: NDArray[np.complex64], grid: Grid, atoms: ModelAtoms, workers: int = 1) -> float:

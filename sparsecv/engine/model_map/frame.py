@@ -29,11 +29,15 @@ class Grid:
         A.
     origin
         Position (x, y, z) of voxel (0, 0, 0), A.
+    bounds
+        Lowest and highest corner of what was measured, A, each (x, y, z): smaller than the cube where that was made of
+        a cut-out; None: all of it.
     """
 
     box: int
     pixel_size: float
     origin: NDArray[np.float64]
+    bounds: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
 
     @property
     def length(self) -> float:
@@ -49,10 +53,14 @@ class Grid:
         """Positions (x, y, z) in A as fractional indices (x, y, z), shape (n, 3)."""
         return (positions - self.origin) / self.pixel_size
 
-    def is_inside(self, positions: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Which positions lie within the outermost voxels, shape (n,)."""
-        index = self.voxels(positions)
-        return np.asarray(((index >= 0) & (index <= self.box - 1)).all(axis=1))
+    def sampled(self, box: int) -> Grid:
+        """The same cube with other voxels."""
+        return replace(self, box=box, pixel_size=self.length / box)
+
+    def is_inside(self, positions: NDArray[np.float64], reach: float = 0.0) -> NDArray[np.bool_]:
+        """Which positions lie, with a sphere of a radius (A) about them, within the outermost measured voxels, (n,)."""
+        low, high = self.bounds or (self.origin, self.origin + (self.box - 1) * self.pixel_size)
+        return np.asarray(((positions - reach >= low) & (positions + reach <= high)).all(axis=1))
 
 
 def origin_in(frame: str, density: Map, given: tuple[float, float, float] | None = None) -> NDArray[np.float64]:
@@ -81,8 +89,8 @@ def on_cube(
 
     Notes
     -----
-    A map whose sides differ was cut out of a larger one: it is surrounded by zeros, at least ``MARGIN`` on every side,
-    to a cube that transforms fast. Voxels keep their values and places.
+    A map whose sides differ was cut out of a larger one: it is surrounded by its solvent, the median of its faces, at
+    least ``MARGIN`` on every side, to a cube that transforms fast. Voxels keep their values and places.
     """
     sides = np.array(density.data.shape[::-1])
     origin = origin_in(frame, density, given)
@@ -92,11 +100,15 @@ def on_cube(
     box = int(scipy.fft.next_fast_len(int(sides.max()) + 2 * margin, real=True))
     box += box % 2
     before = (box - sides) // 2
-    cube = np.zeros((box,) * 3, dtype=np.float32)
+    faces = [density.data.take(index, axis=axis).ravel() for axis in range(3) for index in (0, -1)]
+    solvent = float(np.median(np.concatenate(faces)))
+    cube = np.full((box,) * 3, solvent, dtype=np.float32)
     z, y, x = (slice(start, start + side) for start, side in zip(before[::-1], sides[::-1], strict=True))
     cube[z, y, x] = density.data
-    said = [f"the map of {' x '.join(map(str, sides.tolist()))} voxels is surrounded by zeros to a cube of {box}"]
-    return cube, Grid(box, density.pixel_size, origin - before * density.pixel_size), said
+    said = [f"the map of {' x '.join(map(str, sides.tolist()))} voxels is surrounded by the median of its faces, "
+            f"{solvent:.4g}, to a cube of {box}"]  # fmt: skip
+    bounds = origin, origin + (sides - 1) * density.pixel_size
+    return cube, Grid(box, density.pixel_size, origin - before * density.pixel_size, bounds), said
 
 
 def check_inside(positions: NDArray[np.float64], density: Map, frame: str,
@@ -111,7 +123,7 @@ def check_inside(positions: NDArray[np.float64], density: Map, frame: str,
     shares = {name: _share_inside(positions, density, name, given) for name in FRAMES}
     if shares[frame] >= LEAST_INSIDE:
         outside = round((1 - shares[frame]) * len(positions))
-        return [f"{outside} atoms lie outside the box of the map and are left out of the density"] if outside else []
+        return [f"{outside} atoms lie outside the box of the map: they are left out, and not scored"] if outside else []
     low, high = (np.round(edge, 1).tolist() for edge in (positions.min(axis=0), positions.max(axis=0)))
     start = origin_in(frame, density, given)
     end = start + (np.array(density.data.shape[::-1]) - 1) * density.pixel_size

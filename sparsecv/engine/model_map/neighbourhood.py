@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecv.engine.model_map.frame import Grid
+from sparsecv.engine.physics.masks import soft_edge
 
 CHUNK = 2_000_000  # voxels handled at once
+LARGEST_STENCIL = 6.0  # voxels
 
 
 def near_voxels(
@@ -50,7 +52,15 @@ def near_voxels(
 
 
 def around(positions: NDArray[np.float64], radius: float, grid: Grid) -> NDArray[np.bool_]:
-    """Voxels not farther than a radius (A) from any position, shape (box, box, box)."""
+    """Voxels not farther than a radius (A) from any position, shape (box, box, box).
+
+    Beyond six voxels the radius is counted from the voxel nearest to each position, by a distance transform.
+    """
+    if radius > LARGEST_STENCIL * grid.pixel_size:
+        index = np.rint(grid.voxels(positions)[:, ::-1]).astype(np.int64)
+        seeds = np.zeros((grid.box,) * 3, dtype=bool)
+        seeds[tuple(index[((index >= 0) & (index < grid.box)).all(axis=1)].T)] = True
+        return soft_edge(seeds, radius / grid.pixel_size, 0.0) > 0 if seeds.any() else seeds
     core = np.zeros(grid.box**3, dtype=bool)
     for _, voxels in near_voxels(positions, radius, grid):
         core[voxels] = True

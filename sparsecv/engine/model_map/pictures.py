@@ -69,7 +69,8 @@ def _main_lines(found: Validation) -> list[Line]:
     band = (found.masked.low, found.masked.high)
     lines = [Line(found.masked.values, length, f"in the mask: {found.masked.at_05}", band),
              line(found.unmasked.values, f"without a mask: {found.unmasked.at_05}"),
-             line(found.randomised, "random phases, in the mask")]  # fmt: skip
+             line(found.randomised, "random phases, in the mask"),
+             line(found.corrected, f"corrected for the mask: {found.corrected_at_05}")]  # fmt: skip
     if found.halves is not None:
         lines += [line(found.halves.ceiling, "ceiling, from the half maps"),
                   line(found.halves.half1.values, f"half map 1: {found.halves.half1.at_05}"),
@@ -125,7 +126,8 @@ def write_page(found: Validation, folder: Path, pictures: dict[str, str], names:
     page.heading("Results")
     rows: list[tuple[str, object]] = [
         ("FSC 0.5 in the mask", found.masked.at_05), ("FSC 0.143 in the mask", found.masked.at_0143),
-        ("FSC 0.5 without a mask", found.unmasked.at_05), ("FSC 0.143 without a mask", found.unmasked.at_0143),
+        ("FSC 0.5, corrected for the mask", found.corrected_at_05), ("FSC 0.5 without a mask", found.unmasked.at_05),
+        ("FSC 0.143 without a mask", found.unmasked.at_0143),
     ]  # fmt: skip
     if found.halves is not None:
         over = found.halves.over_fit

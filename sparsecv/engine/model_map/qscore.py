@@ -43,9 +43,7 @@ def q_scores(
     """
     radii = np.linspace(STEP, REACH, round(REACH / STEP), dtype=np.float64)
     tree = cKDTree(positions)
-    index = grid.voxels(positions)
-    reach_px = REACH / grid.pixel_size
-    usable = ((index >= reach_px) & (index <= grid.box - 1 - reach_px)).all(axis=1)
+    usable = grid.is_inside(positions, REACH)
     scores = np.full(len(positions), np.nan)
     chosen = np.flatnonzero(usable)
     for start in range(0, len(chosen), CHUNK):

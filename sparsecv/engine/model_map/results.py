@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecv.engine.model_map.atoms import ModelAtoms, Motion
-from sparsecv.engine.model_map.curves import ChainCurve, Curve, OverFit, Sharpening
+from sparsecv.engine.model_map.curves import ChainCurve, Crossing, Curve, OverFit, Sharpening
 from sparsecv.engine.model_map.frame import Grid
 from sparsecv.engine.model_map.scale import FallOff
 from sparsecv.engine.model_map.scores import Scores
@@ -89,8 +89,10 @@ class Validation:
         Curves of map against model.
     randomised, corrected
         The masked curve of the map with random phases, and the masked one without what that shows.
+    corrected_at_05
+        Where that one crosses.
     randomised_from
-        A.
+        A; Nyquist's if nothing could be randomised.
     chains
         Curves of chains in masks of their own.
     halves, versus
@@ -125,6 +127,7 @@ class Validation:
     masked: Curve
     randomised: NDArray[np.float64]
     corrected: NDArray[np.float64]
+    corrected_at_05: Crossing
     randomised_from: float
     chains: dict[str, ChainCurve]
     halves: HalfMaps | None

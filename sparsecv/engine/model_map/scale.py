@@ -71,9 +71,11 @@ def fall_off(observed: NDArray[np.complex64], calculated: NDArray[np.complex64],
     return FallOff(float(np.exp(intercept)), float(-4 * slope), coarsest, finest)
 
 
-def mean_fall_off(weights: NDArray[np.float64], b_factors: NDArray[np.float64], finest: float) -> float:
-    """The one B-factor that falls off like atoms of different ones do between 8 A and a finer resolution, A^2."""
-    s2 = np.linspace((1 / max(COARSEST, 1.5 * finest)) ** 2, (1 / finest) ** 2, 20)
+def mean_fall_off(
+    weights: NDArray[np.float64], b_factors: NDArray[np.float64], coarsest: float, finest: float
+) -> float:
+    """The one B-factor that falls off like atoms of different ones do between two resolutions (A), A^2."""
+    s2 = np.linspace(1 / coarsest**2, 1 / finest**2, 20)
     part = weights / weights.sum()
     values = np.exp(-np.outer(s2, b_factors - b_factors.min()) / 4) @ part
     slope = np.polyfit(s2, np.log(values), 1)[0]
@@ -109,8 +111,8 @@ def refit_b_factors(
         raise InputError("the B-factors cannot be refitted: map and model hardly correlate", item="bfactors",
                          remedy="--fit rigid, or --bfactors model")  # fmt: skip
     maps = [to_map(transform, workers=workers) for transform in (observed, calculated)]
-    found, said = {}, []
-    values = atoms.b_factors.copy()
+    said = []
+    shifts = np.zeros(len(atoms))
     for number, name in enumerate(atoms.chains):
         mask = mask_of(name)
         own = None
@@ -121,6 +123,10 @@ def refit_b_factors(
         if own is None:
             said.append(f"the B-factors of chain {name} could not be fitted: they are shifted like the whole model's")
         which = atoms.chain_of == number
-        values[which] = np.maximum(values[which] + (own or whole).b_factor, 0)
-        found[name] = float(values[which].mean())
-    return atoms.with_b_factors(values), found, said
+        shifts[which] = (own or whole).b_factor
+    shifted = atoms.shifted_b_factors(shifts)
+    clipped = int((atoms.b_factors + shifts < 0).sum())
+    if clipped:
+        said.append(f"the B-factors of {clipped} atoms would be below 0 to fit this map: they are 0")
+    found = {name: float(shifted.b_factors[atoms.chain_of == k].mean()) for k, name in enumerate(atoms.chains)}
+    return shifted, found, said

@@ -128,9 +128,11 @@ def assess(
     radius = radius_of(resolution)
     notes.append(f"residues and chains: voxels within {radius:.2f} A of their atoms")
     if level is None:
-        level = level_of_volume(density, int(molecule.sum()))
-        notes.append(f"contour level {level:.4g}: its surface encloses as much volume as the model, "
-                     f"{int(molecule.sum())} voxels")  # fmt: skip
+        level, is_clear = level_of_volume(density, int(molecule.sum()))
+        text = f"its surface encloses as much volume as the model, {int(molecule.sum())} voxels"
+        if not is_clear:
+            text = "the map is flat outside of less volume than the model has; inside is what is above that plateau"
+        notes.append(f"contour level {level:.4g}: {text}")
     heavy = atoms.is_heavy
     atom_q = np.full(len(atoms), np.nan)
     atom_q[heavy] = q_scores(density, grid, atoms.positions[heavy], sigma=q_sigma)

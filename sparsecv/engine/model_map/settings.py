@@ -18,7 +18,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "resolution": (0.1, 1000),
     "mask_radius": (0.5, 100),
     "mask_edge": (0, 1000),
-    "sharpening": (-10_000, 10_000),
+    "sharpening": (-1000, 1000),
     "q_sigma": (0.05, 5),
     "seed": (0, 2**32 - 1),
     "threads": (0, 4096),
@@ -45,7 +45,7 @@ class ValidateSettings:
                                       "half maps at FSC 0.143, or against the model at 0.5)")  # fmt: skip
     level: float | None = option(None, "contour level for the atoms inside (default: the surface that encloses as much "
                                  "volume as the model)")  # fmt: skip
-    bfactors: str = option("model", "B-factors of the density: those of the model, or one refitted for each chain",
+    bfactors: str = option("model", "B-factors of the density: those of the model, or shifted for each chain to fit",
                            choices=B_FACTORS)  # fmt: skip
     assembly: str | None = option(None, "biological assembly to build from the model (default: its chains as they are)")
     pixel_size: float | None = option(None, "of all maps, A, instead of what the headers say")
@@ -72,6 +72,8 @@ class ValidateSettings:
         if self.origin is not None and self.frame != "scipion":
             raise InputError("an origin is given for a frame that has its own", item="origin", value=self.origin,
                              rule="--frame scipion")  # fmt: skip
+        if self.level is not None and not math.isfinite(self.level):
+            raise InputError("not a number", item="level", value=self.level, rule="a density")
         self.origin_xyz  # noqa: B018  refuses what is no position
 
     @property

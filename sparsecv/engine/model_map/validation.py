@@ -14,7 +14,7 @@ from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.mrc import Map
 from sparsecv.engine.model_map import curves as c
 from sparsecv.engine.model_map.atoms import Motion, model_atoms
-from sparsecv.engine.model_map.correlations import cut_off
+from sparsecv.engine.model_map.correlations import cut_off, pearson
 from sparsecv.engine.model_map.density import model_transform, to_map, to_transform
 from sparsecv.engine.model_map.fit import best_pixel_scale, fit_chains, fit_rigid
 from sparsecv.engine.model_map.frame import check_inside, on_cube, origin_in, placed_like, same_grid
@@ -42,6 +42,7 @@ LEAST_CONTRAST = 0.3  # mean density at the atoms over that of the box, in its s
 CONTRAST_RESOLUTION = 10.0  # A, at which that is looked at: noise is weaker there
 SCALE_TOLERANCE = 0.015  # of the pixel size, before it is said to be wrong
 NOISE_SHARE = 0.5  # of the map's power beyond its resolution, before that is said
+LEAST_COVERED, MOSTLY_COVERED = 0.1, 0.9  # of the atoms, by a mask that is given
 SAME_MAP = 0.9  # least correlation of the map with the mean of its half maps at low resolution
 
 
@@ -120,7 +121,7 @@ class _Validator:
         pixel_scale = self._check_pixel_size()
         calculated = self._model()
         resolved, source = self._resolution(calculated, half_cubes)
-        mask_map = self._mask(resolved) if given_mask is None else given_mask
+        mask_map = self._mask(resolved) if given_mask is None else self._covering(given_mask)
         b_factors: dict[str, float] = {}
         if self.options.bfactors == "refit":
             b_factors = self._refit(resolved)
@@ -150,10 +151,11 @@ class _Validator:
                         self.options.q_sigma, self.workers)  # fmt: skip
         self.notes += scores.notes
         counts = shell_counts(self.grid.box)
+        correct = c.corrected(masked.values, randomised, start)
         found = Validation(
             grid=self.grid, atoms=self.atoms, motions=motions, density=self.density,
             model=to_map(calculated, workers=self.workers), mask=mask_map, unmasked=unmasked, masked=masked,
-            randomised=randomised, corrected=c.corrected(masked.values, randomised, start),
+            randomised=randomised, corrected=correct, corrected_at_05=c.crossing(correct, HALF, self.grid),
             randomised_from=self.grid.length / start, chains=chains, halves=from_halves, versus=comparison,
             resolution=resolved, resolution_source=source, sharpening=sharpening, fall_off=found_fall_off,
             b_factors=b_factors, scores=scores,
@@ -179,12 +181,14 @@ class _Validator:
     def _halves(self, half1: Map, half2: Map) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         cubes = self._like_map(half1, "half map 1"), self._like_map(half2, "half map 2")
         check_halves(*cubes)
-        if np.array_equal(*cubes):
-            raise InputError("the two half maps are identical", rule="independent half maps",
+        if _is_same(*cubes):
+            raise InputError("the two half maps are identical, but perhaps for their scale",
+                             rule="independent half maps",
                              remedy="give the half maps of the refinement")  # fmt: skip
         for number, half in enumerate(cubes, 1):
-            if np.array_equal(half, self.density):
-                raise InputError(f"half map {number} is the map itself", rule="independent half maps",
+            if _is_same(half, self.density):
+                raise InputError(f"half map {number} is the map itself, but perhaps for its scale",
+                                 rule="independent half maps",
                                  remedy="give the half maps of the refinement")  # fmt: skip
         mean = fsc(self.density, (cubes[0] + cubes[1]) / 2, workers=self.workers)
         low = mean[1 : max(3, self.grid.box // 16)]
@@ -199,13 +203,23 @@ class _Validator:
         self.notes.append("mask: the one given")
         return np.clip(on_cube(placed_like(mask, self.source), self.options.frame, self.options.origin)[0], 0, 1)
 
+    def _covering(self, mask: NDArray[np.float32]) -> NDArray[np.float32]:
+        """A given mask, if it contains the model."""
+        share = float((densities_at(mask, self.grid, self.atoms.positions[self._in_box()]) > 0.5).mean())
+        if share < LEAST_COVERED:
+            raise InputError("the mask does not contain the model", item="mask", value=f"{share:.0%} of the atoms",
+                             rule=f"at least {LEAST_COVERED:.0%}", remedy="leave it away: a mask is made of the model")
+        if share < MOSTLY_COVERED:
+            self.warnings.append(f"the mask contains only {share:.0%} of the atoms")
+        return mask
+
     # ---------------------------------------------------------------------------------------------------- placement
     def _place(self) -> dict[str, Motion]:
         """Move the model as asked; returns what moved each chain."""
         start = self.atoms
         place = (self.source, self.options.frame, self.options.origin)
         if self.options.fit != "global":
-            self.warnings += check_inside(start.positions, *place)
+            self.warnings += check_inside(start.positions[start.weights > 0], *place)
         motions = {name: Motion.none() for name in start.chains}
         if self.options.fit == "none":
             self.notes.append("the model is judged where it stands")
@@ -219,20 +233,17 @@ class _Validator:
                           f"(fit {self.options.fit})")  # fmt: skip
         if self.options.fit == "chains":
             apart = fit_chains(self.observed, self.grid, self.atoms, workers=self.workers)
-            for number, (name, own) in enumerate(apart.items()):
-                self.atoms = self.atoms.moved(own, self.atoms.chain_of == number)
+            for name, own in apart.items():
+                self.atoms = self.atoms.moved(own, self.atoms.chain_of == self.atoms.chains.index(name))
                 motions[name] = motion.then(own)
                 self.notes.append(f"chain {name} was moved on by {own.angstrom:.2f} A and {own.degrees:.2f} degrees")
         if self.options.fit == "global":
-            self.warnings += check_inside(self.atoms.positions, *place)
+            self.warnings += check_inside(self.atoms.positions[start.weights > 0], *place)
         return motions
 
     def _check_contrast(self) -> float:
         """Refuse a model that stands on no density."""
-        resolution = max(CONTRAST_RESOLUTION, self.grid.nyquist)
-        smooth = cut_off(self.observed, resolution, self.grid, self.workers)
-        values = densities_at(smooth, self.grid, self.atoms.positions[self.atoms.weights > 0])
-        contrast = float((np.nanmean(values) - smooth.mean()) / smooth.std())
+        contrast = self._contrast(self.observed)
         if contrast < LEAST_CONTRAST:
             is_dark = contrast < -LEAST_CONTRAST
             raise InputError(
@@ -243,15 +254,26 @@ class _Validator:
             )  # fmt: skip
         return contrast
 
+    def _contrast(self, transform: NDArray[np.complex64]) -> float:
+        """Mean density of a map at the atoms over that of the box, in standard deviations, at 10 A."""
+        smooth = cut_off(transform, max(CONTRAST_RESOLUTION, self.grid.nyquist), self.grid, self.workers)
+        values = densities_at(smooth, self.grid, self.atoms.positions[self.atoms.weights > 0])
+        return float((np.nanmean(values) - smooth.mean()) / max(float(smooth.std()), 1e-30))
+
     def _check_pixel_size(self) -> float | None:
         """Factor of the pixel size with which the model fits best; warns where it is not 1."""
         self.progress("checking the pixel size")
         scale = best_pixel_scale(self.observed, self.grid, self.atoms, self.workers)
         if scale is not None and abs(scale - 1) > SCALE_TOLERANCE:
             self.warnings.append(
-                f"the model fits best with a pixel size of {scale * self.grid.pixel_size:.3f} A, {abs(scale - 1):.1%} "
+                f"the model fits best with a pixel size of {scale * self.grid.pixel_size:.3f} A, "
+                f"{'at least ' if abs(scale - 1) > 0.0999 else ''}{abs(scale - 1):.1%} "
                 f"{'more' if scale > 1 else 'less'} than the {self.grid.pixel_size:g} A of the map (--pixel-size)"
             )
+        elif scale is not None:
+            best = scale * self.grid.pixel_size
+            used = self.grid.pixel_size
+            self.notes.append(f"the model fits best with a pixel size of {best:.4g} A; {used:.4g} A is used")
         return scale
 
     # ------------------------------------------------------------------------------------------------------ density
@@ -319,6 +341,9 @@ class _Validator:
         self.warnings += said
         means = ", ".join(f"{name} {value:.0f}" for name, value in found.items())
         self.notes.append(f"B-factors of each chain shifted to fit the map; their means, A^2: {means}")
+        whole = fall_off(self.observed, model_transform(self.atoms, self.grid, workers=self.workers), self.grid)
+        if whole is not None:
+            self.notes.append(f"scale of the map against the model with them: {whole.scale:.4g}")
         return found
 
     def _sharpening(self, found: FallOff | None) -> c.Sharpening:
@@ -330,7 +355,7 @@ class _Validator:
             self.notes.append("not sharpened before the mask is applied: the fall-off could not be fitted")
             return c.Sharpening(0.0, None)
         used = self.atoms.weights > 0
-        own = mean_fall_off(self.atoms.weights[used], self.atoms.b_factors[used], found.finest)
+        own = mean_fall_off(self.atoms.weights[used], self.atoms.b_factors[used], found.coarsest, found.finest)
         b_factor = max(0.0, found.b_factor + own)
         self.notes.append(f"sharpened by {b_factor:.0f} A^2 to {found.finest:.2f} A before the mask is applied")
         return c.Sharpening(b_factor, found.finest)
@@ -365,7 +390,7 @@ class _Validator:
             resolution=resolution(curves.corrected, GOLD_STANDARD, grid.box, grid.pixel_size),
             half1=c.curve_of(sums[0], grid, draws), half2=c.curve_of(sums[1], grid, draws),
             over_fit=c.over_fit(sums[0], sums[1], shell_counts(grid.box), last, grid, draws),
-            beyond=c.beyond_ceiling(masked_sums, between, curves.corrected, draws),
+            beyond=c.beyond_ceiling(masked_sums, between, draws),
         )  # fmt: skip
 
     def _compare(
@@ -375,6 +400,10 @@ class _Validator:
         if np.array_equal(other, self.density):
             self.warnings.append("the other map is the map itself")
         transform = to_transform(other, workers=self.workers)
+        if self._contrast(transform) < LEAST_CONTRAST:
+            self.warnings.append("at the atoms the other map is no brighter than elsewhere: is it in the same frame, "
+                                 "and white?")  # fmt: skip
+        self.notes.append("place of the model, mask and resolution are those of the first map")
         self.notes.append("the other map, in the same mask:")
         sharpening = self._sharpening(fall_off(transform, calculated, self.grid))
         under = [c.masked(c.sharpened(volume, sharpening, self.grid, self.workers), mask, self.workers)
@@ -397,6 +426,11 @@ class _Validator:
         if small:
             self.notes.append(f"chains of fewer than {FEWEST_ATOMS} atoms have no curve: {', '.join(small)}")
         return found
+
+
+def _is_same(first: NDArray[np.float32], second: NDArray[np.float32]) -> bool:
+    """Whether two maps are equal but for scale and offset."""
+    return pearson(first.ravel(), second.ravel()) > 1 - 1e-6
 
 
 def _average(values: NDArray[np.float64], counts: NDArray[np.float64], last: int) -> float:

@@ -31,6 +31,17 @@ def verdict(found: Validation) -> list[str]:
     if len(control) and control.max() > HIGHEST_CONTROL:
         said.append(f"with random phases the masked curve still reaches {control.max():.2f}: the mask "
                              "contributes to it")  # fmt: skip
+    if behind >= found.grid.box // 2 and at_05.resolution is not None:
+        said.append("the masked curve stays above 0.8 nearly to Nyquist: what the mask brings cannot be shown")
+    more = {}
+    if len(found.chains) > 1:
+        more = {f"chain {name}": chain.curve for name, chain in found.chains.items()}
+    if found.versus is not None:
+        more["the other map"] = found.versus.masked
+    for name, curve in more.items():
+        at = curve.at_05.resolution
+        if at is not None and not at.crossed and at_05.resolution is not None and at_05.resolution.crossed:
+            said.append(f"the curve of {name} is above 0.5 to Nyquist: no finer resolution is claimed")
     if found.halves is None:
         return said
     if found.halves.beyond.any():
@@ -40,10 +51,10 @@ def verdict(found: Validation) -> list[str]:
             f"between {low:.2f} and {high:.2f} A the model agrees better with the map than the half maps allow: "
             "it may be fitted to noise, or the map is not the mean of these halves"
         )
-    at = found.halves.resolution
-    if at_05.resolution is not None and at_05.resolution.angstrom < at.angstrom * 0.98:
+    of_halves = found.halves.resolution
+    if at_05.resolution is not None and at_05.resolution.angstrom < of_halves.angstrom * 0.98:
         said.append(f"FSC 0.5 against the model lies at {at_05.resolution.angstrom:.2f} A, beyond the "
-                             f"{at.angstrom:.2f} A of the half maps: it is no resolution of the map")  # fmt: skip
+                             f"{of_halves.angstrom:.2f} A of the half maps: it is no resolution of the map")
     over = found.halves.over_fit
     if over.is_significant:
         better = 1 if over.difference > 0 else 2
