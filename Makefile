@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 # make demo    refine a simulated protein and compare the map with the known truth
-# make test    run the tests
+# make test    run the tests: of the engine, and of the plugin inside Scipion
+# make test-plugin PYTHONS="python3.8 python3.10 python3.12"    those of the plugin on other Pythons
 # make check   lint and types
 # make clean   remove everything that the targets above made
 #
@@ -8,11 +9,13 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+SCIPION ?= .scipion
+PYTHONS ?= python3
 DEMO ?= demo
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 SPARSECV := $(VENV)/bin/sparsecv
 
-.PHONY: help demo test check clean environment environment-dev
+.PHONY: help demo test test-engine test-plugin check clean environment environment-dev
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -32,13 +35,26 @@ demo: environment
 	    --output $(DEMO)/truth
 	@echo "Pictures:"; ls $(DEMO)/*/*.png | sed 's/^/  /'
 
-test: environment-dev
+test: test-engine test-plugin
+
+test-engine: environment-dev
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGUMENTS)
+
+# each Python has an environment of its own; the plugin starts the engine of $(VENV)
+test-plugin: environment-dev
+	@for python in $(PYTHONS); do \
+	    folder=$(SCIPION)/$$(basename $$python); \
+	    $(VENV)/bin/python -m sparsecv.environment $$folder --scipion sparsecv/tests/requirements.txt --source . \
+	        --python "$$(test $$python = python3 || echo $$python)" \
+	        || { test -z "$$CI" || exit 1; echo "The tests of the plugin are skipped."; continue; }; \
+	    SPARSECV_HOME=$(abspath $(VENV)) $$folder/bin/python -m pytest -c sparsecv/tests/pytest.ini sparsecv/tests \
+	        $(PLUGIN_ARGUMENTS) || exit 1; \
+	done
 
 check: environment-dev
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m mypy
 
 clean:
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(SCIPION) $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .hypothesis
 	find . \( -name __pycache__ -o -name .ruff_cache \) -type d -prune -exec rm -rf {} +

@@ -22,6 +22,18 @@
   doi = {10.1073/pnas.2013756118}
 }
 
+@article{Pintilie2020,
+  title = {Measurement of atom resolvability in cryo-EM maps with Q-scores},
+  author = {Pintilie, Grigore and Zhang, Kaiming and Su, Zhaoming and Li, Shanshan and Schmid, Michael F. and
+            Chiu, Wah},
+  journal = {Nature Methods},
+  volume = {17},
+  number = {3},
+  pages = {328--334},
+  year = {2020},
+  doi = {10.1038/s41592-020-0731-1}
+}
+
 @article{Punjani2020,
   title = {Non-uniform refinement: adaptive regularization improves single-particle cryo-EM reconstruction},
   author = {Punjani, Ali and Zhang, Haowei and Fleet, David J.},

@@ -20,6 +20,7 @@ from sparsecv import __version__
 from sparsecv.constants import DISTRIBUTION, FOREIGN_VARIABLES
 
 OLDEST, NEWEST = (3, 10), (3, 13)
+SCIPION_OLDEST, SCIPION_NEWEST = (3, 8), (3, 12)
 CONSTRAINTS = Path(__file__).resolve().parent / "constraints.txt"
 STAMP = "sparsecv-environment.json"
 
@@ -160,6 +161,42 @@ def ensure(folder, extras, source="", python=""):
     return True
 
 
+def ensure_scipion(folder, requirements, source, python=""):
+    """Make an environment with Scipion and this plugin in place, for its tests, unless it is there already.
+
+    Raises
+    ------
+    EnvironmentProblem
+        If no Python is found that Scipion runs on; the message says what to install.
+    """
+    folder = Path(folder)
+    with open(requirements, "rb") as text:
+        digest = hashlib.sha256(text.read() + os.path.abspath(source).encode()).hexdigest()
+    if _read_stamp(folder).get("digest") == digest:
+        return
+    print(f"Setting up Scipion in {folder} (a minute or two, once) ...", file=sys.stderr, flush=True)
+    make_environment(folder, find_scipion_python(python))
+    pip = [str(_python_in(folder)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    _run([*pip, "--requirement", str(requirements)])
+    _run([*pip, "--no-deps", "--editable", os.path.abspath(source)], PYTHONWARNINGS="ignore")
+    (folder / STAMP).write_text(json.dumps({"digest": digest}) + "\n", encoding="ascii")
+
+
+def find_scipion_python(preferred=""):
+    """Return the command of a Python that Scipion runs on: 3.8 to 3.12, with tkinter, which it imports everywhere."""
+    names = [preferred] if preferred else [sys.executable, "python3"]
+    if not preferred:
+        names += [f"python3.{minor}" for minor in range(SCIPION_NEWEST[1], SCIPION_OLDEST[1] - 1, -1)]
+    for name in names:
+        version = _version_of(name)
+        if version and SCIPION_OLDEST <= version <= SCIPION_NEWEST and _succeeds([name, "-c", "import tkinter"]):
+            return name
+    raise EnvironmentProblem(
+        f"no Python 3.{SCIPION_OLDEST[1]} to 3.{SCIPION_NEWEST[1]} with tkinter found (tried {', '.join(names)}); "
+        "remedy: sudo apt install python3-tk (or your system's equivalent)"
+    )
+
+
 def _digest(source):
     """Return a hash of everything that decides what is installed, apart from the extras."""
     parts = [__version__.encode(), os.path.abspath(source).encode() if source else b"", CONSTRAINTS.read_bytes()]
@@ -205,9 +242,14 @@ def main(arguments=None):
     parser.add_argument("folder", help="the environment to make")
     parser.add_argument("--extras", default="engine", help="comma-separated extras (default: engine)")
     parser.add_argument("--source", default="", help="checkout to install in place (default: the released version)")
+    parser.add_argument("--scipion", metavar="FILE", default="",
+                        help="instead of the engine, Scipion as in a requirements file, with the checkout in place")
     parser.add_argument("--python", default=os.environ.get("SPARSECV_PYTHON", ""), help="Python to make it from")
     options = parser.parse_args(arguments)
     try:
+        if options.scipion:
+            ensure_scipion(options.folder, options.scipion, options.source or ".", options.python)
+            return 0
         ensure(options.folder, [name for name in options.extras.split(",") if name], options.source, options.python)
     except EnvironmentProblem as problem:
         print(f"sparsecv.environment: {problem}", file=sys.stderr)

@@ -1,2 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Protocols that Scipion offers; it looks for them by name in this module."""
+"""Protocols of the Scipion plugin."""
+
+from sparsecv.protocols.protocol_maps import SparseCvProtNuFilter, SparseCvProtPostprocess
+from sparsecv.protocols.protocol_model_fsc import SparseCvProtModelFsc
+from sparsecv.protocols.protocol_refine import SparseCvProtNonUniform, SparseCvProtRefine
+
+__all__ = [
+    "SparseCvProtModelFsc",
+    "SparseCvProtNonUniform",
+    "SparseCvProtNuFilter",
+    "SparseCvProtPostprocess",
+    "SparseCvProtRefine",
+]

@@ -1,2 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Viewers that Scipion offers for the results of the protocols; it looks for them by name in this module."""
+"""Viewers of the Scipion plugin."""
+
+from sparsecv.viewers.viewers import SparseCvMapViewer, SparseCvModelViewer, SparseCvRefineViewer
+
+__all__ = ["SparseCvMapViewer", "SparseCvModelViewer", "SparseCvRefineViewer"]

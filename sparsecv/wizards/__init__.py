@@ -1,2 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Wizards that help to fill the protocols' forms; Scipion looks for them by name in this module."""
+"""Wizards of the Scipion plugin."""
+
+from sparsecv.wizards.wizards import (
+    SparseCvColourWizard,
+    SparseCvDiameterWizard,
+    SparseCvLowPassWizard,
+    SparseCvSymmetryWizard,
+)
+
+__all__ = ["SparseCvColourWizard", "SparseCvDiameterWizard", "SparseCvLowPassWizard", "SparseCvSymmetryWizard"]

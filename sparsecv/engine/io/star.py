@@ -326,15 +326,21 @@ def format_values(values: Iterable[Any] | NDArray[Any], fmt: str | None = None) 
     if array.dtype.kind in "fiub" and array.ndim == 1:
         form = fmt or ("%.9g" if array.dtype.kind == "f" else "%d")
         numbers = array.tolist()
-        return ((form + "\n") * len(numbers) % tuple(numbers)).split()
+        texts = ((form + "\n") * len(numbers) % tuple(numbers)).split()
+        return [_as_float(text) for text in texts] if array.dtype.kind == "f" and fmt is None else texts
     return [fmt % value if fmt else _token(value) for value in values]
+
+
+def _as_float(text: str) -> str:
+    """A whole number with a point: readers that guess a column's type from its first row must not take it for whole."""
+    return text + ".0" if text.lstrip("-").isdigit() else text
 
 
 def _token(value: Any) -> str:
     if isinstance(value, (bool, np.bool_)):
         return str(int(value))
     if isinstance(value, (float, np.floating)):
-        return f"{value:.9g}"
+        return _as_float(f"{value:.9g}")
     text = str(value)
     if not text.isascii() or any(ord(character) < 32 and character != "\t" for character in text):
         raise InputError("text that a STAR file cannot hold", value=text, rule="ASCII without line breaks")

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the viewers draw, on any matplotlib figure: no window, no Scipion object, so that it can be tested anywhere.
+
+Colours are those of Okabe & Ito and the maps cividis and viridis: they can be told apart with any colour vision.
+"""
+
+import numpy as np
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (1, 1)), "-")
+THRESHOLDS = (0.5, 0.143)
+AXES = {"z": (0, "x", "y"), "y": (1, "x", "z"), "x": (2, "y", "z")}
+FEW_PANELS = 8
+
+
+def crossing(frequency, curve, threshold):
+    """Return the resolution (A) where a curve first falls through a threshold after it was above, and a word for it.
+
+    Returns
+    -------
+    tuple
+        Resolution or None, and text: "4.21 A", "above to 3.2 A" (no crossing before the end), "never above".
+    """
+    frequency, curve = np.asarray(frequency, dtype=float), np.asarray(curve, dtype=float)
+    above = np.flatnonzero(curve >= threshold)
+    if len(above) == 0 or len(curve) < 2:
+        return None, "never above"
+    below = np.flatnonzero(~(curve[above[0] :] >= threshold)) + above[0]
+    if len(below) == 0:
+        return None, "above to %.2f A" % (1 / frequency[-1])
+    k = int(below[0])
+    part = (curve[k - 1] - threshold) / max(curve[k - 1] - curve[k], 1e-12)
+    resolution = 1 / (frequency[k - 1] + part * (frequency[k] - frequency[k - 1]))
+    return resolution, "%.2f A" % resolution
+
+
+def draw_fsc(figure, curves, title="Fourier shell correlation"):
+    """Draw curves (label, frequencies in 1/A, values) with both thresholds, and where each falls through them."""
+    axes = figure.add_subplot(111)
+    for number, (label, frequency, values) in enumerate(curves):
+        if "random" not in label and "ceiling" not in label:
+            at = ["%s at %g" % (crossing(frequency, values, threshold)[1], threshold) for threshold in THRESHOLDS]
+            label = "%s: %s" % (label, ", ".join(at))
+        axes.plot(frequency, values, color=COLOURS[number % len(COLOURS)], linestyle=STYLES[number % len(STYLES)],
+                  linewidth=2.2 if number == 0 else 1.4, label=label)  # fmt: skip
+    for threshold in THRESHOLDS:
+        axes.axhline(threshold, color="0.5", linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.axhline(0, color="0.75", linewidth=0.8)
+    last = max(np.max(frequency) for _, frequency, _ in curves)
+    axes.set_xlim(0, last)
+    axes.set_ylim(min(-0.1, min(np.min(values) for _, _, values in curves) - 0.03), 1.05)
+    ticks = [t for t in axes.get_xticks() if 0 < t <= last]
+    axes.set_xticks(ticks)
+    axes.set_xticklabels(["%.2f\n%.1f A" % (t, 1 / t) for t in ticks])
+    axes.set_xlabel("spatial frequency (1/A), resolution")
+    axes.set_ylabel("correlation")
+    axes.grid(color="0.92", linewidth=0.6)
+    axes.legend(fontsize=8, loc="lower left", framealpha=0.9)
+    axes.set_title(title)
+
+
+def draw_slices(figure, density, pixel_size, axis="z", count=4, colouring=None, scale=None, colour_map="viridis_r",
+                title="Slices", label="A"):  # fmt: skip
+    """Draw slices of a map in grey, or in the colours of another one, as bright as the density.
+
+    Parameters
+    ----------
+    density, colouring : numpy.ndarray
+        (z, y, x).
+    scale : tuple
+        Ends of the colours.
+    """
+    import matplotlib
+
+    number, across, up = AXES[axis]
+    density = np.moveaxis(density, number, 0)
+    places = np.linspace(0.3, 0.7, count) * (len(density) - 1)
+    low, high = np.percentile(density, (1, 99.8))
+    side = [0, density.shape[2] * pixel_size, 0, density.shape[1] * pixel_size]
+    columns = 2 if count > 1 else 1
+    cells = figure.add_gridspec(-(-count // columns), columns + 1, width_ratios=[1.0] * columns + [0.05])
+    grid = [figure.add_subplot(cells[k // columns, k % columns]) for k in range(count)]
+    if colouring is not None:
+        colouring = np.moveaxis(colouring, number, 0)
+        ends = scale or (float(colouring.min()), float(colouring.max()))
+        norm = matplotlib.colors.Normalize(ends[0], ends[1] if ends[1] > ends[0] else ends[0] + 1)
+        colours = matplotlib.cm.get_cmap(colour_map) if hasattr(matplotlib.cm, "get_cmap") else (
+            matplotlib.colormaps[colour_map])  # fmt: skip
+    for axes, place in zip(grid, places.astype(int)):
+        image = density[place]
+        if colouring is None:
+            axes.imshow(image, cmap="gray", vmin=low, vmax=high, origin="lower", extent=side)
+        else:
+            light = 0.35 + 0.65 * np.clip((image - low) / max(high - low, 1e-12), 0, 1)
+            axes.imshow(colours(norm(colouring[place]))[:, :, :3] * light[:, :, None], origin="lower", extent=side)
+        axes.set_title("%s = %.0f A" % (axis, place * pixel_size), fontsize=9)
+        axes.set_xlabel("%s (A)" % across, fontsize=8)
+        axes.set_ylabel("%s (A)" % up, fontsize=8)
+        axes.tick_params(labelsize=7)
+    if colouring is not None:
+        figure.colorbar(matplotlib.cm.ScalarMappable(norm, colours), cax=figure.add_subplot(cells[:, -1]), label=label)
+    figure.suptitle(title)
+
+
+def draw_histogram(figure, values, title, xlabel="band limit (A)"):
+    """Draw the share of voxels by value, a step line for each label."""
+    axes = figure.add_subplot(111)
+    whole = np.concatenate([np.ravel(part) for part in values.values()])
+    edges = np.linspace(whole.min(), max(whole.max(), whole.min() + 1e-3), 41)
+    for number, (label, part) in enumerate(values.items()):
+        counts, _ = np.histogram(part, bins=edges)
+        axes.step(edges[:-1], 100.0 * counts / max(counts.sum(), 1), where="post", label=label,
+                  color=COLOURS[number % len(COLOURS)], linestyle=STYLES[number % len(STYLES)])  # fmt: skip
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel("voxels (%)")
+    axes.grid(color="0.92", linewidth=0.6)
+    axes.legend(fontsize=9)
+    axes.set_title(title)
+
+
+def draw_history(figure, history):
+    """Draw the resolution and the changes of poses of each iteration."""
+    iterations = [row["iteration"] for row in history]
+    top, bottom = figure.add_subplot(211), figure.add_subplot(212)
+    for number, (name, label) in enumerate((("resolution_0143", "FSC 0.143"), ("resolution_05", "FSC 0.5"))):
+        top.plot(iterations, [row.get(name) or np.nan for row in history], marker="o", markersize=4, label=label,
+                 color=COLOURS[number], linestyle=STYLES[number])  # fmt: skip
+    top.set_ylabel("resolution (A)")
+    for number, (name, label) in enumerate((("turned_deg", "turned (degrees)"), ("moved_A", "moved (A)"),
+                                            ("spread_deg", "posterior spread (degrees)"))):  # fmt: skip
+        bottom.plot(iterations, [row.get(name) if row.get(name) else np.nan for row in history], marker="o",
+                    markersize=4, label=label, color=COLOURS[number], linestyle=STYLES[number])  # fmt: skip
+    bottom.set_yscale("log")
+    bottom.set_xlabel("iteration")
+    bottom.set_ylabel("median of the particles")
+    for axes in (top, bottom):
+        axes.grid(color="0.92", linewidth=0.6)
+        axes.legend(fontsize=8)
+        axes.set_xticks(iterations)
+    figure.suptitle("Iterations")
+
+
+def prior_rows(history):
+    """Return (iteration, half, dictionary) of what the regulariser has said in each iteration."""
+    found = []
+    for row in history:
+        said = row.get("regulariser")
+        for half, part in enumerate(said if isinstance(said, list) else [], 1):
+            if isinstance(part, dict):
+                found.append((row["iteration"], half, part))
+    return found
+
+
+def draw_prior(figure, history):
+    """Draw the strengths (kappas) of each half, or the share of voxels finer than the coarsest filter, by iteration.
+
+    Returns
+    -------
+    bool
+        Whether there was anything to be drawn.
+    """
+    rows = prior_rows(history)
+    axes = figure.add_subplot(111)
+    names = {"kappa_sparse": "sparsity", "kappa_variation": "total variation"}
+    drawn = 0
+    for half in (1, 2):
+        of_half = [(iteration, part) for iteration, number, part in rows if number == half]
+        for name, label in names.items():
+            points = [(iteration, part[name]) for iteration, part in of_half if isinstance(part.get(name), float)]
+            if points:
+                axes.plot(*zip(*points), marker="o", markersize=4, color=COLOURS[drawn % len(COLOURS)],
+                          linestyle=STYLES[half - 1], label="%s, half %d" % (label, half))  # fmt: skip
+                drawn += 1
+        points = [(iteration, 100 * (1 - part["share"][0])) for iteration, part in of_half if part.get("share")]
+        if points:
+            axes.plot(*zip(*points), marker="o", markersize=4, color=COLOURS[half - 1], linestyle=STYLES[half - 1],
+                      label="half %d" % half)  # fmt: skip
+            axes.set_ylabel("voxels finer than the coarsest filter (%)")
+            drawn += 1
+    if any(name in part for _, _, part in rows for name in names):
+        axes.set_ylabel("kappa, in units of the noise")
+        axes.set_yscale("log")
+    axes.set_xlabel("iteration")
+    axes.set_xticks(sorted({iteration for iteration, _, _ in rows}))
+    axes.grid(color="0.92", linewidth=0.6)
+    if drawn:
+        axes.legend(fontsize=8)
+    axes.set_title("Prior")
+    return drawn > 0
+
+
+def draw_directions(figure, matrices):
+    """Draw the density of view directions on the sphere; ``matrices`` are Scipion's, (n, 4, 4)."""
+    beams = np.asarray(matrices)[:, :3, 2]  # third column of A^T: the beam in the frame of the map
+    rows = int(np.clip(np.sqrt(len(beams) / 40), 6, 30))
+    longitude = np.arctan2(beams[:, 1], beams[:, 0])
+    counts, _, _ = np.histogram2d(np.clip(beams[:, 2], -1, 1), longitude, bins=(rows, 2 * rows),
+                                  range=((-1, 1), (-np.pi, np.pi)))  # fmt: skip
+    axes = figure.add_subplot(111, projection="mollweide")
+    shown = axes.pcolormesh(np.linspace(-np.pi, np.pi, 2 * rows + 1), np.arcsin(np.linspace(-1, 1, rows + 1)),
+                            counts / counts.mean(), cmap="cividis")  # fmt: skip
+    axes.grid(color="white", linewidth=0.4, alpha=0.6)
+    axes.set_xticklabels([])
+    figure.colorbar(shown, ax=axes, shrink=0.7, label="density over uniform")
+    empty = 100 * np.mean(counts == 0)
+    axes.set_title("View directions of %d particles, %.0f %% of the sphere empty" % (len(beams), empty), pad=18)
+
+
+def draw_residues(figure, rows):
+    """Draw Q-score and correlation along each chain; of many chains the first eight."""
+    chains = {}
+    for row in rows:
+        if row["polymer"] == "1":
+            chains.setdefault(row["chain"], []).append(row)
+    names = list(chains)[:FEW_PANELS]
+    for number, name in enumerate(names):
+        axes = figure.add_subplot(len(names), 1, number + 1)
+        places = np.arange(len(chains[name]))
+        for k, (column, label) in enumerate((("q_score", "Q-score"), ("cc", "correlation"))):
+            axes.plot(places, [float(row[column] or "nan") for row in chains[name]], color=COLOURS[k],
+                      linestyle=STYLES[k], linewidth=1.2, label=label)  # fmt: skip
+        ticks = places[:: max(1, len(places) // 12)]
+        axes.set_xticks(ticks)
+        axes.set_xticklabels([chains[name][t]["residue"] for t in ticks], fontsize=7)
+        axes.set_ylabel("chain %s" % name, fontsize=8)
+        axes.set_ylim(top=1.02)
+        axes.grid(color="0.92", linewidth=0.6)
+        if number == 0:
+            axes.legend(fontsize=8, ncol=2)
+    more = len(chains) - len(names)
+    figure.suptitle("Residues" + (" (%d more chains in residues.csv)" % more if more > 0 else ""))

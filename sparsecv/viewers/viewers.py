@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Analyze Results: matplotlib windows, and ChimeraX where it is installed; they work while a protocol runs."""
+
+import csv
+import glob
+import os
+import webbrowser
+
+import mrcfile
+import numpy as np
+import pyworkflow.protocol.params as params
+from pwem.viewers import ChimeraView, EmPlotter
+from pwem.viewers.viewer_localres import chimeraInstalled
+from pwem.wizards import ColorScaleWizardBase
+from pyworkflow.viewer import DESKTOP_TKINTER, ProtocolViewer
+
+from sparsecv.protocols import (
+    SparseCvProtModelFsc,
+    SparseCvProtNonUniform,
+    SparseCvProtNuFilter,
+    SparseCvProtPostprocess,
+    SparseCvProtRefine,
+)
+from sparsecv.protocols.base import FSC_COLUMNS
+from sparsecv.protocols.protocol_model_fsc import FSC_COLUMNS as MODEL_COLUMNS
+from sparsecv.star import read_star
+from sparsecv.viewers import plots
+
+SLICE_AXES = ["z", "y", "x"]
+
+
+class SparseCvViewer(ProtocolViewer):
+    """What all viewers share."""
+
+    _environments = [DESKTOP_TKINTER]
+    _targets = []
+
+    def __init__(self, **kwargs):
+        ProtocolViewer.__init__(self, **kwargs)
+
+    # ------------------------------------------------------------------------------------------------ what is there
+    def _path(self, name):
+        return self.protocol._getExtraPath(name)
+
+    def _has(self, name):
+        return os.path.exists(self._path(name))
+
+    def _map(self, name):
+        """Density (z, y, x) and pixel size of a map of the protocol."""
+        with mrcfile.open(self._path(name), permissive=True) as opened:
+            return np.array(opened.data, dtype=np.float32), float(opened.voxel_size.x)
+
+    def _curves(self, name, table, columns):
+        rows = read_star(self._path(name))[table][1:]
+        frequency = [float(row["rlnResolution"]) for row in rows]
+        found = [(column, label) for column, label in columns if column in rows[0]]
+        return [(label, frequency, [float(row[column]) for row in rows]) for column, label in found]
+
+    # ------------------------------------------------------------------------------------------------------- windows
+    def _window(self, draw, *arguments, **more):
+        """A window with what a function of ``plots`` draws."""
+        plotter = EmPlotter(x=1, y=1, windowTitle=self._label)
+        figure = plotter.getFigure() if hasattr(plotter, "getFigure") else plotter.figure
+        figure.clear()
+        figure.set_size_inches(9, 6.5)
+        draw(figure, *arguments, **more)
+        return [plotter]
+
+    def _absent(self, what):
+        return [self.errorMessage("%s is not there yet: look again when the protocol has come further." % what,
+                                  title="Nothing to show")]  # fmt: skip
+
+    def _picture(self, pattern, what):
+        """The newest of the engine's own pictures."""
+        found = sorted(glob.glob(self._path(pattern)))
+        if not found:
+            return self._absent(what)
+
+        def draw(figure):
+            import matplotlib.image
+
+            axes = figure.add_axes([0, 0, 1, 1])
+            axes.imshow(matplotlib.image.imread(found[-1]))
+            axes.axis("off")
+
+        return self._window(draw)
+
+    def _script(self, name):
+        """Open a script of the engine in ChimeraX."""
+        if not chimeraInstalled():
+            return [self.errorMessage("ChimeraX is not installed (scipion-em-chimera).", title="No ChimeraX")]
+        if not self._has(name):
+            return self._absent(name)
+        return [ChimeraView(os.path.abspath(self._path(name)))]
+
+    def _slices(self, name, **more):
+        if not self._has(name):
+            return self._absent(name)
+        density, pixel_size = self._map(name)
+        return self._window(plots.draw_slices, density, pixel_size, axis=SLICE_AXES[self.sliceAxis.get()], title=name,
+                            **more)  # fmt: skip
+
+    # -------------------------------------------------------------------------------------------------------- forms
+    def _defineSlices(self, group, choices):
+        group.addParam("sliceAxis", params.EnumParam, choices=SLICE_AXES, default=0, label="Slices across",
+                       display=params.EnumParam.DISPLAY_HLIST)  # fmt: skip
+        group.addParam("mapName", params.EnumParam, choices=choices, default=0, label="Map")
+        group.addParam("doShowSlices", params.LabelParam, label="Show slices")
+
+    def _defineBandLimit(self, form, name):
+        group = form.addGroup("Band limits")
+        low, high = 0.0, 1.0
+        if self._has(name):
+            limits, _ = self._map(name)
+            low, high = float(limits.min()), float(limits.max())
+        ColorScaleWizardBase.defineColorScaleParams(group, defaultHighest=high, defaultLowest=low,
+                                                    defaultColorMap="viridis_r")  # fmt: skip
+        group.addParam("doShowBandLimit", params.LabelParam, label="Show slices coloured by band limits")
+        group.addParam("doShowHistogram", params.LabelParam, label="Show their histogram")
+        group.addParam("doShowChimera", params.LabelParam, label="Show them in ChimeraX")
+
+    def _bandLimit(self, map_name, name):
+        if not (self._has(map_name) and self._has(name)):
+            return self._absent("The map of band limits")
+        density, pixel_size = self._map(map_name)
+        return self._window(plots.draw_slices, density, pixel_size, axis=SLICE_AXES[self.sliceAxis.get()],
+                            colouring=self._map(name)[0], scale=(self.lowest.get(), self.highest.get()),
+                            colour_map=self.colorMap.get() or "viridis_r", title="Local band limits",
+                            label="band limit (A)")  # fmt: skip
+
+    def _histogram(self, names):
+        found = {label: self._map(name)[0] for label, name in names.items() if self._has(name)}
+        if not found:
+            return self._absent("The map of band limits")
+        finer = {label: values[values < values.max()] for label, values in found.items()}
+        shown = {label: part if part.size else found[label] for label, part in finer.items()}
+        return self._window(plots.draw_histogram, shown, "Band limits, where finer than the coarsest")
+
+
+class SparseCvRefineViewer(SparseCvViewer):
+    """Of both refinements."""
+
+    _targets = [SparseCvProtRefine, SparseCvProtNonUniform]
+    _label = "viewer sparsecv refinement"
+    MAPS = ["run_class001.mrc", "postprocess.mrc", "run_class001_regularised.mrc", "run_locally_filtered.mrc",
+            "run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc"]  # fmt: skip
+    LIMITS = {"both": "run_bandlimit.mrc", "half 1": "run_half1_bandlimit.mrc", "half 2": "run_half2_bandlimit.mrc"}
+
+    def _defineParams(self, form):
+        form.addSection(label="Results")
+        group = form.addGroup("Iterations")
+        group.addParam("doShowHistory", params.LabelParam, label="Show resolution and changes of poses", default=True)
+        group.addParam("doShowPrior", params.LabelParam, label="Show the prior by iteration")
+        group.addParam("doShowLastFsc", params.LabelParam, label="Show the FSC of the last iteration")
+        group.addParam("doShowLastSlices", params.LabelParam, label="Show the references of the last iteration")
+        group = form.addGroup("Result")
+        group.addParam("doShowFsc", params.LabelParam, label="Show all FSC curves")
+        group.addParam("doShowAngles", params.LabelParam, label="Show the angular distribution")
+        self._defineSlices(group, self.MAPS)
+        if isinstance(self.protocol, SparseCvProtNonUniform):
+            self._defineBandLimit(form, "run_bandlimit.mrc")
+            form.addParam("doShowDifference", params.LabelParam, label="Show how the halves' band limits differ")
+
+    def _getVisualizeDict(self):
+        return {
+            "doShowHistory": self._showHistory, "doShowPrior": self._showPrior,
+            "doShowLastFsc": lambda _: self._picture("run_it*_fsc.png", "An iteration"),
+            "doShowLastSlices": lambda _: self._picture("run_it*_slices.png", "An iteration"),
+            "doShowFsc": self._showFsc, "doShowAngles": self._showAngles,
+            "doShowSlices": lambda _: self._slices(self.MAPS[self.mapName.get()]),
+            "doShowBandLimit": lambda _: self._bandLimit("run_locally_filtered.mrc", "run_bandlimit.mrc"),
+            "doShowHistogram": lambda _: self._histogram(self.LIMITS),
+            "doShowDifference": self._showDifference,
+            "doShowChimera": lambda _: self._script("run_bandlimit.cxc"),
+        }  # fmt: skip
+
+    def _showHistory(self, param=None):
+        history = self.protocol._readJson("status.json").get("history")
+        return self._window(plots.draw_history, history) if history else self._absent("An iteration")
+
+    def _showPrior(self, param=None):
+        history = self.protocol._readJson("status.json").get("history", [])
+        if not plots.prior_rows(history):
+            return self._absent("What the prior has chosen")
+        return self._window(plots.draw_prior, history)
+
+    def _showFsc(self, param=None):
+        if not self._has("postprocess.star"):
+            return self._absent("The final FSC")
+        return self._window(plots.draw_fsc, self._curves("postprocess.star", "fsc", FSC_COLUMNS))
+
+    def _showAngles(self, param=None):
+        if not hasattr(self.protocol, "outputParticles"):
+            return self._picture("run_it*_angles.png", "The angular distribution")
+        matrices = [p.getTransform().getMatrix().copy() for p in self.protocol.outputParticles.iterItems()]
+        return self._window(plots.draw_directions, matrices)
+
+    def _showDifference(self, param=None):
+        names = ("run_half1_bandlimit.mrc", "run_half2_bandlimit.mrc", "run_class001.mrc")
+        if not all(self._has(name) for name in names):
+            return self._absent("The maps of band limits of the halves")
+        (first, pixel_size), (second, _), (density, _) = (self._map(name) for name in names)
+        return self._window(plots.draw_slices, density, pixel_size, axis=SLICE_AXES[self.sliceAxis.get()],
+                            colouring=np.log2(first / second), scale=(-2, 2), colour_map="coolwarm",
+                            title="Band limits of half 1 over those of half 2",
+                            label="log2 of their ratio")  # fmt: skip
+
+
+class SparseCvMapViewer(SparseCvViewer):
+    """Of post-processing and non-uniform filters."""
+
+    _targets = [SparseCvProtPostprocess, SparseCvProtNuFilter]
+    _label = "viewer sparsecv map"
+
+    def _names(self):
+        if isinstance(self.protocol, SparseCvProtNuFilter):
+            return ["sharpened.mrc", "filtered.mrc", "bandlimit.mrc", "local_resolution.mrc"]
+        return ["postprocess.mrc", "postprocess_masked.mrc", "postprocess_mask.mrc"]
+
+    def _defineParams(self, form):
+        form.addSection(label="Results")
+        group = form.addGroup("Maps")
+        self._defineSlices(group, self._names())
+        if isinstance(self.protocol, SparseCvProtNuFilter):
+            self._defineBandLimit(form, "bandlimit.mrc")
+        else:
+            form.addParam("doShowFsc", params.LabelParam, label="Show all FSC curves", default=True)
+
+    def _getVisualizeDict(self):
+        return {
+            "doShowSlices": lambda _: self._slices(self._names()[self.mapName.get()]),
+            "doShowFsc": self._showFsc,
+            "doShowBandLimit": lambda _: self._bandLimit("sharpened.mrc", "bandlimit.mrc"),
+            "doShowHistogram": lambda _: self._histogram({"band limit": "bandlimit.mrc",
+                                                          "local resolution": "local_resolution.mrc"}),
+            "doShowChimera": lambda _: self._script("bandlimit.cxc"),
+        }  # fmt: skip
+
+    def _showFsc(self, param=None):
+        if not self._has("postprocess.star"):
+            return self._absent("The FSC")
+        return self._window(plots.draw_fsc, self._curves("postprocess.star", "fsc", FSC_COLUMNS))
+
+
+class SparseCvModelViewer(SparseCvViewer):
+    """Of the validation against a model."""
+
+    _targets = [SparseCvProtModelFsc]
+    _label = "viewer sparsecv model"
+    MAPS = ["validate_map.mrc", "validate_model.mrc", "validate_mask.mrc"]
+
+    def _defineParams(self, form):
+        form.addSection(label="Results")
+        form.addParam("doShowFsc", params.LabelParam, label="Show the curves of map against model", default=True)
+        form.addParam("doShowResidues", params.LabelParam, label="Show the scores of residues")
+        form.addParam("doShowPage", params.LabelParam, label="Open the page with everything in a browser")
+        form.addParam("doShowChimera", params.LabelParam, label="Show the model coloured by Q-score in ChimeraX")
+        self._defineSlices(form.addGroup("Maps"), self.MAPS)
+
+    def _getVisualizeDict(self):
+        return {
+            "doShowFsc": self._showFsc, "doShowResidues": self._showResidues, "doShowPage": self._showPage,
+            "doShowChimera": lambda _: self._script("scores.cxc"),
+            "doShowSlices": lambda _: self._slices(self.MAPS[self.mapName.get()]),
+        }  # fmt: skip
+
+    def _showFsc(self, param=None):
+        if not self._has("model_fsc.star"):
+            return self._absent("The result")
+        curves = self._curves("model_fsc.star", "model_fsc", MODEL_COLUMNS)
+        return self._window(plots.draw_fsc, curves, title="Map against model")
+
+    def _showResidues(self, param=None):
+        if not self._has("residues.csv"):
+            return self._absent("The result")
+        with open(self._path("residues.csv"), newline="") as table:
+            rows = list(csv.DictReader(table))
+        if not any(row["polymer"] == "1" for row in rows):
+            return [self.errorMessage("The model has no residues of a polymer.", title="Nothing to show")]
+        return self._window(plots.draw_residues, rows)
+
+    def _showPage(self, param=None):
+        if not self._has("validate.html"):
+            return self._absent("The page")
+        webbrowser.open("file://" + os.path.abspath(self._path("validate.html")))
+        return []
