@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -91,6 +92,22 @@ class SparseCvTest(BaseTest):
         while not condition():
             self.assertLess(time.time(), end, "waited in vain")
             time.sleep(pause)
+
+    @staticmethod
+    def engines(folder):
+        """Processes of the engine that work in a folder."""
+        done = subprocess.run(["pgrep", "-f", "bin/sparsecv refine --config"], stdout=subprocess.PIPE)
+        found = []
+        for number in map(int, done.stdout.split()):
+            try:
+                with open("/proc/%d/cmdline" % number, "rb") as line:
+                    words = line.read().decode().split("\0")
+                where = os.path.join(os.readlink("/proc/%d/cwd" % number), words[words.index("--config") + 1])
+            except (OSError, ValueError, IndexError):
+                continue
+            if os.path.dirname(where) == folder:
+                found.append(number)
+        return found
 
 
 class TestSparseCvRefine(SparseCvTest):
@@ -190,22 +207,6 @@ class TestSparseCvRefine(SparseCvTest):
         for name in ("run_class001.mrc", "run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc"):
             with open(whole._getExtraPath(name), "rb") as first, open(killed._getExtraPath(name), "rb") as second:
                 self.assertEqual(first.read(), second.read(), name)
-
-    @staticmethod
-    def engines(folder):
-        """Processes of the engine that work in a folder."""
-        done = subprocess.run(["pgrep", "-f", "bin/sparsecv refine --config"], stdout=subprocess.PIPE)
-        found = []
-        for number in map(int, done.stdout.split()):
-            try:
-                with open("/proc/%d/cmdline" % number, "rb") as line:
-                    words = line.read().decode().split("\0")
-                where = os.path.join(os.readlink("/proc/%d/cwd" % number), words[words.index("--config") + 1])
-            except (OSError, ValueError, IndexError):
-                continue
-            if os.path.dirname(where) == folder:
-                found.append(number)
-        return found
 
 
 class TestSparseCvMessages(SparseCvTest):
@@ -371,3 +372,100 @@ class TestSparseCvTemplates(SparseCvTest):
             self.launchProtocol(protocol)
         self.assertEqual(loaded[-1].getClassName(), "SparseCvProtModelFsc")
         self.assertTrue(os.path.exists(loaded[-1]._getExtraPath("versus_fsc.png")))
+
+
+class TestSparseCvWithOthers(SparseCvTest):
+    """Our results in other plugins' protocols, queues, and Stop."""
+
+    def test_relions_post_processing_takes_our_refinement(self):
+        """The protocol of scipion-em-relion, with its program where that is installed."""
+        try:
+            from relion.protocols import ProtRelionPostprocess
+        except ImportError:
+            self.skipTest("scipion-em-relion is not installed")
+        program = shutil.which("relion_postprocess")
+        if program is None:
+            self.skipTest("RELION is not installed")
+        home = os.path.abspath("relion-5.0")  # its plugin wants a folder of that name, and its programs in bin
+        os.makedirs(os.path.join(home, "bin"), exist_ok=True)
+        for name in ("relion_postprocess", "relion_refine"):
+            link = os.path.join(home, "bin", name)
+            if not os.path.lexists(link):
+                os.symlink(shutil.which(name), link)
+        made = self.refinement()
+        self.launchProtocol(made)
+        from relion import Plugin as RelionPlugin
+
+        before = RelionPlugin._vars.get("RELION_HOME")
+        os.environ["RELION_HOME"] = RelionPlugin._vars["RELION_HOME"] = home
+        try:
+            processed = self.newProtocol(ProtRelionPostprocess, relionInput=True, protRefine=made,
+                                         solventMask=self.mask.outputMask, doAutoBfactor=False, bfactor=-50)  # fmt: skip
+            self.launchProtocol(processed)
+        finally:
+            RelionPlugin._vars["RELION_HOME"] = before
+            os.environ.pop("RELION_HOME")
+        self.assertEqual(processed.outputVolume.getDim(), (BOX, BOX, BOX))
+
+    def queue(self, mode):
+        """A batch system of two shell scripts: what is submitted runs at once, in the background."""
+        from pyworkflow.config import Config
+
+        submit = os.path.abspath("submit.sh")
+        with open(submit, "w") as out:
+            out.write("#!/bin/sh\nnohup sh \"$1\" > \"$1.log\" 2>&1 &\necho \"Submitted batch job $!\"\n")
+        os.chmod(submit, 0o755)
+        with open(Config.SCIPION_HOSTS, "w") as out:
+            out.write(HOSTS % {"submit": submit})
+        made = self.refinement(iterations=2, objLabel="queue, %s" % mode)
+        made._useQueue.set(True)
+        made.setQueueParams(["main", {"JOB_TIME": "1", "QUEUE_FOR_JOBS": mode}])
+        return made
+
+    def test_queues(self):
+        """The whole protocol as a job, and each program as a job."""
+        import pyworkflow as pw
+        from pyworkflow.protocol import HostConfig
+
+        before = open(pw.Config.SCIPION_HOSTS).read()
+        try:
+            for mode in ("N", "Y"):
+                made = self.queue(mode)
+                self.proj._hosts = HostConfig.load(pw.Config.SCIPION_HOSTS)
+                self.proj.launchProtocol(made, wait=False)
+                log = os.path.join(made.getWorkingDir(), "logs", "run.stdout")
+
+                def is_over(path=log):
+                    text = open(path, errors="replace").read() if os.path.exists(path) else ""
+                    self.assertNotIn("PROTOCOL FAILED", text)
+                    return "PROTOCOL FINISHED" in text
+
+                self.wait_for(is_over, 150, 0.5)
+                self.assertTrue(os.path.exists(made._getExtraPath("run_class001.mrc")), mode)
+        finally:
+            with open(pw.Config.SCIPION_HOSTS, "w") as out:
+                out.write(before)
+
+    def test_stop_leaves_no_process(self):
+        made = self.refinement(iterations=20)
+        self.proj.launchProtocol(made)
+        folder = os.path.abspath(made._getExtraPath())
+        self.wait_for(lambda: self.engines(folder))
+        self.proj.stopProtocol(made)
+        self.wait_for(lambda: not self.engines(folder), 30)
+        time.sleep(1)
+        self.assertEqual(self.engines(folder), [])
+
+
+HOSTS = """[localhost]
+PARALLEL_COMMAND = mpirun -np %%_(JOB_NODES)d %%_(COMMAND)s
+NAME = FAKE
+MANDATORY = False
+SUBMIT_COMMAND = %(submit)s %%_(JOB_SCRIPT)s
+SUBMIT_TEMPLATE = #!/bin/sh
+    %%_(JOB_COMMAND)s
+CANCEL_COMMAND = kill %%_(JOB_ID)s
+CHECK_COMMAND = ps -p %%_(JOB_ID)s || echo NOTHERE
+JOB_DONE_REGEX = NOTHERE
+QUEUES = {"main": [["JOB_TIME", "1", "Time", "hours"]]}
+"""
