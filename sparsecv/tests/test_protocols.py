@@ -400,7 +400,8 @@ class TestSparseCvWithOthers(SparseCvTest):
         os.environ["RELION_HOME"] = RelionPlugin._vars["RELION_HOME"] = home
         try:
             processed = self.newProtocol(ProtRelionPostprocess, relionInput=True, protRefine=made,
-                                         solventMask=self.mask.outputMask, doAutoBfactor=False, bfactor=-50)  # fmt: skip
+                                         solventMask=self.mask.outputMask, doAutoBfactor=False,
+                                         bfactor=-50)  # fmt: skip
             self.launchProtocol(processed)
         finally:
             RelionPlugin._vars["RELION_HOME"] = before
