@@ -8,15 +8,14 @@ Simulates a small data set, runs the protocols of the RELION template on it, ope
 protocol and each button of its Analyze Results. Needs xvfb, openbox and ImageMagick.
 """
 
+import importlib
 import os
 import subprocess
 import sys
 import time
 
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "sparsecv", "tests"))
-
-
 os.environ["MPLBACKEND"] = "TkAgg"
+importlib.import_module("sparsecv.tests.conftest")  # sets Scipion's variables, before it is imported
 
 import matplotlib.pyplot as plt
 import pyworkflow as pw
@@ -138,12 +137,14 @@ class Pictures:
         kinds = [getattr(viewers, one) for one in viewers.__all__]
         kind = next(one for one in kinds if type(protocol) in one._targets)
         viewer = kind(project=self.window.project, protocol=protocol, parent=self.window)
-        viewer.setProtocol(protocol)
-        steps = [lambda: self.take(name + "_results")]
-        for button, show in viewer._getVisualizeDict().items():
-            if button not in ("doShowPage", "doShowChimera"):
-                steps.append(lambda a=button, b=show: self.press(viewer, name, a, b))
-        self.opened(lambda: viewer.visualize(protocol, windows=self.window), *steps, self.finish)
+
+        def press_all():
+            self.take(name + "_results")
+            for button, show in viewer._getVisualizeDict().items():
+                if button not in ("doShowPage", "doShowChimera"):
+                    self.press(viewer, name, button, show)
+
+        self.opened(lambda: viewer.visualize(protocol, windows=self.window), press_all, self.finish)
 
     @staticmethod
     def finish():

@@ -35,8 +35,10 @@ class SparseCvViewer(ProtocolViewer):
     _environments = [DESKTOP_TKINTER]
     _targets = []
 
-    def __init__(self, **kwargs):
-        ProtocolViewer.__init__(self, **kwargs)
+    @classmethod
+    def getClassLabel(cls, prependPackageName=True):
+        """The label as it is: Scipion does not tell viewers which plugin they are of."""
+        return cls._label
 
     # ------------------------------------------------------------------------------------------------ what is there
     def _path(self, name):
