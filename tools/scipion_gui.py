@@ -141,7 +141,7 @@ class Pictures:
         def press_all():
             self.take(name + "_results")
             for button, show in viewer._getVisualizeDict().items():
-                if button not in ("doShowPage", "doShowChimera"):
+                if hasattr(viewer, button) and button not in ("doShowPage", "doShowChimera"):
                     self.press(viewer, name, button, show)
 
         self.opened(lambda: viewer.visualize(protocol, windows=self.window), press_all, self.finish)
