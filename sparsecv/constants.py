@@ -14,7 +14,7 @@ SPARSECV_PYTHON = "SPARSECV_PYTHON"
 """Python >= 3.10 from which the environment is made; looked for on the PATH when empty."""
 
 SPARSECV_CUDA = "SPARSECV_CUDA"
-"""CUDA generation to install CuPy for: 12, 13 or none."""
+"""CUDA generation to install CuPy for: auto (by the driver), 12, 13 or none."""
 
 CUDA_EXTRAS = {"12": "cuda12", "13": "cuda13", "none": ""}
 """Value of SPARSECV_CUDA to extra of the distribution."""

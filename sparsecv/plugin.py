@@ -8,6 +8,7 @@ program; the two exchange files only.
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 
 import pwem
@@ -25,6 +26,18 @@ from sparsecv.constants import (
     SPARSECV_HOME,
     SPARSECV_PYTHON,
 )
+
+OLDEST_DRIVER = 525  # that runs CUDA 12
+
+
+def driver_version():
+    """Return the major version of the NVIDIA driver, 0 where there is none."""
+    try:
+        said = subprocess.check_output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+                                       stderr=subprocess.DEVNULL, timeout=20)  # fmt: skip
+        return int(said.decode("ascii", "replace").split(".")[0])
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return 0
 
 
 class Plugin(pwem.Plugin):
@@ -60,8 +73,9 @@ class Plugin(pwem.Plugin):
         )
         cls._defineVar(
             SPARSECV_CUDA,
-            "12",
-            description="CUDA generation that the engine is installed for: 12 (Volta to Blackwell), 13, or none.",
+            "auto",
+            description="CUDA generation that the engine is installed for: auto (by the driver), 12 (Volta to "
+            "Blackwell), 13, or none.",
             var_type=VarTypes.STRING,
         )
 
@@ -76,7 +90,7 @@ class Plugin(pwem.Plugin):
     def _getInstallCommand(cls):
         """Return the shell command that makes the environment in the current folder."""
         words = [sys.executable, "-m", "sparsecv.environment", "."]
-        cuda = CUDA_EXTRAS.get(cls.getVar(SPARSECV_CUDA), "")
+        cuda = CUDA_EXTRAS.get(cls._cudaGeneration(cls.getVar(SPARSECV_CUDA), driver_version()), "")
         words += ["--extras", f"engine,{cuda}" if cuda else "engine"]
         checkout = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         if os.path.exists(os.path.join(checkout, "setup.py")):
@@ -84,6 +98,17 @@ class Plugin(pwem.Plugin):
         if cls.getVar(SPARSECV_PYTHON):
             words += ["--python", cls.getVar(SPARSECV_PYTHON)]
         return " ".join(shlex.quote(word) for word in words)
+
+    @staticmethod
+    def _cudaGeneration(asked, driver):
+        """Return the key of ``CUDA_EXTRAS``: what was asked for, or what suits a driver's version (0: none is seen).
+
+        CUDA 12 serves every card from Volta to Blackwell and every driver from 525 on. A machine without a driver gets
+        it, too: it may be the head of a cluster whose nodes have cards.
+        """
+        if asked != "auto":
+            return asked
+        return "none" if 0 < driver < OLDEST_DRIVER else "12"
 
     @classmethod
     def getEnviron(cls):

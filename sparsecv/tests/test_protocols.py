@@ -258,6 +258,12 @@ class TestSparseCvMessages(SparseCvTest):
         finally:
             os.environ["SPARSECV_HOME"] = Plugin._vars["SPARSECV_HOME"] = home
 
+    def test_the_install_command_follows_driver_and_settings(self):
+        for asked, driver, extra in (("auto", 0, "12"), ("auto", 470, "none"), ("auto", 550, "12"), ("13", 470, "13")):
+            self.assertEqual(Plugin._cudaGeneration(asked, driver), extra)
+        command = Plugin._getInstallCommand()
+        self.assertIn("-m sparsecv.environment . --extras engine,cuda12 --source", command)
+
     def test_wrong_words(self):
         self.assertIn("The symmetry 'C1; rm'", self.errors(self.refinement(symmetry="C1; rm")))
         self.assertIn("does not exist", self.errors(self.refinement(originalFile="/absent.star")))
