@@ -248,7 +248,7 @@ class TestSparseCvMessages(SparseCvTest):
         self.assertIn("has no half maps", "\n".join(made._warnings()))
 
     def test_an_absent_engine_and_an_absent_gpu(self):
-        home = os.environ["SPARSECV_HOME"]
+        before = dict(Plugin._vars), os.environ.get("SPARSECV_HOME")
         made = self.refinement(useGpu=True)
         self.assertIn("No NVIDIA GPU is seen", "\n".join(made._warnings()))
         try:
@@ -256,7 +256,10 @@ class TestSparseCvMessages(SparseCvTest):
             self.assertIn("The sparsecv engine is not installed", self.errors(made))
             self.assertIn("scipion3 installb", self.errors(made))
         finally:
-            os.environ["SPARSECV_HOME"] = Plugin._vars["SPARSECV_HOME"] = home
+            Plugin._vars.update(before[0])
+            os.environ.pop("SPARSECV_HOME")
+            if before[1] is not None:
+                os.environ["SPARSECV_HOME"] = before[1]
 
     def test_the_install_command_follows_driver_and_settings(self):
         for asked, driver, extra in (("auto", 0, "12"), ("auto", 470, "none"), ("auto", 550, "12"), ("13", 470, "13")):
