@@ -10,7 +10,14 @@ from pwem.protocols import ProtRefine3D
 from pyworkflow.constants import BETA
 
 from sparsecv import convert
-from sparsecv.protocols.base import EngineProtocol, absolute, check_same_grid, check_symmetry, engine_value
+from sparsecv.protocols.base import (
+    SAME_PIXEL,
+    EngineProtocol,
+    absolute,
+    check_same_grid,
+    check_symmetry,
+    engine_value,
+)
 
 PARTICLES, STATUS = "input_particles.star", "status.json"
 DATA, MAP, HALVES = "run_data.star", "run_class001.mrc", ["run_half%d_class001_unfil.mrc" % k for k in (1, 2)]
@@ -223,7 +230,7 @@ class RefineProtocol(EngineProtocol, ProtRefine3D):
             return found
         if particles.hasAlignment2D():
             found.append("The particles are aligned in 2D; these alignments are not used.")
-        if abs(reference.getSamplingRate() / particles.getSamplingRate() - 1) > 0.01:
+        if abs(reference.getSamplingRate() / particles.getSamplingRate() - 1) > SAME_PIXEL:
             found.append("The starting map has pixels of %.4g A, the particles of %.4g A: it is brought to theirs."
                          % (reference.getSamplingRate(), particles.getSamplingRate()))  # fmt: skip
         if particles.isPhaseFlipped():

@@ -18,7 +18,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import scipy.fft
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.interpolate import NdBSpline
@@ -99,14 +98,15 @@ def filtered(
     samples
         Voxels in that length, at least 2.
     """
-    box = min(grid.box, int(scipy.fft.next_fast_len(int(np.ceil(samples * grid.length / finest)), real=True)))
+    coarser = grid.coarser(finest, samples)
+    box = coarser.box
     part = resize_transform(observed, box)
     power = shell_sums(part.real**2 + part.imag**2) / shell_counts(box)
     m = np.clip(correlation[: box // 2 + 1], 0, LARGEST_CORRELATION)
     m = m * (np.arange(box // 2 + 1) <= grid.length / finest)
     m[0] = 0.0  # the mean of the map says nothing about places
     weight = np.divide(m, (1 - m**2) * np.sqrt(power), out=np.zeros_like(m), where=power > 0)
-    return Field(_scaled(part, weight), grid.sampled(box), workers)
+    return Field(_scaled(part, weight), coarser, workers)
 
 
 def gaussian_correlation(grid: Grid, resolution: float) -> NDArray[np.float64]:
@@ -189,9 +189,7 @@ def _field_of(
 
 def _coarse(grid: Grid) -> Grid:
     """The grid that holds what matters to a rigid body and no more."""
-    finest = max(grid.nyquist, FINEST_FSC_RESOLUTION)
-    box = min(grid.box, int(scipy.fft.next_fast_len(int(np.ceil(2 * grid.length / finest)), real=True)))
-    return grid.sampled(box)
+    return grid.coarser(max(grid.nyquist, FINEST_FSC_RESOLUTION))
 
 
 def climb(field: Field, atoms: ModelAtoms, start: Motion) -> tuple[float, Motion]:

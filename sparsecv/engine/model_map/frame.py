@@ -57,6 +57,11 @@ class Grid:
         """The same cube with other voxels."""
         return replace(self, box=box, pixel_size=self.length / box)
 
+    def coarser(self, finest: float, samples: float = 2.0) -> Grid:
+        """The same cube with that many voxels in the finest resolution (A) at least, and no more than it has."""
+        box = int(scipy.fft.next_fast_len(int(np.ceil(samples * self.length / finest)), real=True))
+        return self.sampled(min(self.box, box))
+
     def is_inside(self, positions: NDArray[np.float64], reach: float = 0.0) -> NDArray[np.bool_]:
         """Which positions lie, with a sphere of a radius (A) about them, within the outermost measured voxels, (n,)."""
         low, high = self.bounds or (self.origin, self.origin + (self.box - 1) * self.pixel_size)

@@ -127,6 +127,8 @@ class _Validator:
             b_factors = self._refit(resolved)
             calculated = self._model()
         found_fall_off = fall_off(self.observed, calculated, self.grid)
+        if self.options.bfactors == "refit" and found_fall_off is not None:
+            self.notes.append(f"scale of the map against the model with them: {found_fall_off.scale:.4g}")
         sharpening = self._sharpening(found_fall_off)
         self.progress("correlating")
         draws = draws_of_cones(self.options.seed)
@@ -341,9 +343,6 @@ class _Validator:
         self.warnings += said
         means = ", ".join(f"{name} {value:.0f}" for name, value in found.items())
         self.notes.append(f"B-factors of each chain shifted to fit the map; their means, A^2: {means}")
-        whole = fall_off(self.observed, model_transform(self.atoms, self.grid, workers=self.workers), self.grid)
-        if whole is not None:
-            self.notes.append(f"scale of the map against the model with them: {whole.scale:.4g}")
         return found
 
     def _sharpening(self, found: FallOff | None) -> c.Sharpening:

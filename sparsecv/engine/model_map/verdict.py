@@ -19,18 +19,18 @@ def verdict(found: Validation) -> list[str]:
         said.append("the masked curve is never above 0.5: this model does not explain this map")
     elif not at_05.resolution.crossed:
         said.append(f"the curve is above 0.5 to Nyquist, {found.grid.nyquist:g} A: the map is sampled too "
-                             "coarsely to show where it ends, and no finer resolution is claimed")  # fmt: skip
+                    "coarsely to show where it ends, and no finer resolution is claimed")  # fmt: skip
     if at_05.rises_from is not None:
         said.append(f"the masked curve is below 0.5 at resolutions coarser than {at_05.rises_from:.1f} A, "
-                             "where solvent and disordered parts are that no model holds")  # fmt: skip
+                    "where solvent and disordered parts are that no model holds")  # fmt: skip
     if at_05.above_again_to is not None:
         said.append("the masked curve comes back above 0.5 behind its crossing, to "
-                             f"{at_05.above_again_to:.2f} A: the first crossing is reported")  # fmt: skip
+                    f"{at_05.above_again_to:.2f} A: the first crossing is reported")  # fmt: skip
     behind = round(found.grid.length / found.randomised_from) + GUARD_SHELLS
     control = found.randomised[behind:][found.masked.values[behind:] >= HALF]
     if len(control) and control.max() > HIGHEST_CONTROL:
         said.append(f"with random phases the masked curve still reaches {control.max():.2f}: the mask "
-                             "contributes to it")  # fmt: skip
+                    "contributes to it")  # fmt: skip
     if behind >= found.grid.box // 2 and at_05.resolution is not None:
         said.append("the masked curve stays above 0.8 nearly to Nyquist: what the mask brings cannot be shown")
     more = {}
@@ -54,7 +54,7 @@ def verdict(found: Validation) -> list[str]:
     of_halves = found.halves.resolution
     if at_05.resolution is not None and at_05.resolution.angstrom < of_halves.angstrom * 0.98:
         said.append(f"FSC 0.5 against the model lies at {at_05.resolution.angstrom:.2f} A, beyond the "
-                             f"{of_halves.angstrom:.2f} A of the half maps: it is no resolution of the map")
+                    f"{of_halves.angstrom:.2f} A of the half maps: it is no resolution of the map")
     over = found.halves.over_fit
     if over.is_significant:
         better = 1 if over.difference > 0 else 2
