@@ -58,6 +58,7 @@ setup(
     include_package_data=False,
     package_data={
         "sparsecv": ["constraints.txt", "protocols.conf", "*.png", "templates/*.json.template"],
+        "sparsecv.tests": ["golden/*.star", "golden/*.npz"],
         "sparsecv.kernels": ["cuda/*.cu", "cuda/*.cuh"],
     },
     install_requires=[],

@@ -35,6 +35,7 @@ COMMANDS = {
     "postprocess": ("sparsecv.engine.commands.postprocess", "masked FSC, sharpening and filtering of two half maps"),
     "fsc": ("sparsecv.engine.commands.fsc", "the Fourier shell correlation of two maps"),
     "validate": ("sparsecv.engine.commands.validate", "a map against an atomic model: FSC, fit, scores of residues"),
+    "convert": ("sparsecv.engine.commands.convert", "particles of cryoSPARC (.cs) as a STAR file, and back"),
     "simulate": ("sparsecv.engine.commands.simulate", "particles with known truth"),
     "check": ("sparsecv.engine.check", "versions, devices and a short run: does the installation work?"),
 }

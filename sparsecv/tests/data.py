@@ -56,6 +56,8 @@ def particle_set(path, star, pixel_size=PIXEL_SIZE, alignment=True, half_sets=Tr
         particle.setLocation(int(index), os.path.join(os.path.dirname(star), os.path.basename(name)))
         particle.setCTF(CTFModel(**{"defocus" + axis: float(row["rlnDefocus" + axis])
                                     for axis in ("U", "V", "Angle")}))  # fmt: skip
+        if "rlnPhaseShift" in row:
+            particle.getCTF().setPhaseShift(float(row["rlnPhaseShift"]))
         particle.setAcquisition(found.getAcquisition())
         if matrix is not None:
             particle.setTransform(Transform(matrix))

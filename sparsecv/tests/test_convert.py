@@ -2,6 +2,7 @@
 """Particles to STAR files and back: against closed forms, against RELION's plugin, and through Scipion's importers."""
 
 import os
+import subprocess
 import unittest
 
 import numpy as np
@@ -11,9 +12,10 @@ from pyworkflow.object import Integer
 from pyworkflow.tests import BaseTest, setupTestOutput, setupTestProject
 from scipy.spatial.transform import Rotation
 
-from sparsecv import convert
+from sparsecv import Plugin, convert
 from sparsecv.star import StarError, parse_star, read_star, write_star
-from sparsecv.tests.data import PIXEL_SIZE, engine, simulated
+from sparsecv.tests.data import PIXEL_SIZE, engine, particle_set, simulated
+from sparsecv.tests.golden import make as golden
 
 try:
     from relion import convert as relion_convert
@@ -48,6 +50,7 @@ def random_set(path, count=COUNT):
         particle.setLocation(number + 1, os.path.abspath("stack.mrcs"))
         u, v = sorted(RNG.uniform(5000, 30000, 2), reverse=True)
         particle.setCTF(CTFModel(defocusU=u, defocusV=v, defocusAngle=RNG.uniform(0, 180)))
+        particle.getCTF().setPhaseShift(RNG.uniform(1, 120))
         particle.setAcquisition(found.getAcquisition())
         particle.setTransform(Transform(matrix))
         particle._rlnRandomSubset = Integer(1 + number % 2)
@@ -106,6 +109,7 @@ class TestSparseCvConvert(BaseTest):
                 self.assertAlmostEqual(getattr(one.getCTF(), name)(), getattr(other.getCTF(), name)(), delta=0.01)
             turn = one.getCTF().getDefocusAngle() - other.getCTF().getDefocusAngle()
             self.assertLess(abs((turn + 90) % 180 - 90), 1e-3)
+            self.assertAlmostEqual(one.getCTF().getPhaseShift(), other.getCTF().getPhaseShift(), delta=1e-4)
 
     @unittest.skipUnless(relion_convert, "scipion-em-relion is not installed")
     def test_relions_plugin_reads_what_we_write(self):
@@ -133,6 +137,47 @@ class TestSparseCvConvert(BaseTest):
         for name in ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle"):
             np.testing.assert_allclose([float(row[name]) for row in first], [float(row[name]) for row in second],
                                        atol=1e-2)  # fmt: skip
+
+    def through_cryosparc(self, star):
+        """A STAR file as a .cs file and back, by the engine; returns the name of the new STAR file."""
+        base = os.path.abspath(os.path.splitext(star)[0])
+        folder = os.path.dirname(base)
+        engine(folder, "convert", {"particles": os.path.abspath(star), "output": base + ".cs"})
+        engine(folder, "convert", {"particles": base + ".cs", "output": base + "_back.star"})
+        return base + "_back.star"
+
+    @unittest.skipUnless(relion_convert, "scipion-em-relion is not installed")
+    def test_particles_survive_star_and_cryosparc_files(self):
+        """Scipion -> STAR -> .cs -> STAR -> Scipion: written by us, and by RELION's plugin; read by RELION's."""
+        ours = random_set("trip.sqlite")
+        convert.write_particles(ours, "trip_ours.star")
+        relion_convert.writeSetOfParticles(ours, "trip_theirs.star", outputDir=".", alignType="Projection")
+        for name in ("trip_ours", "trip_theirs"):
+            back = SetOfParticles(filename=name + ".sqlite")
+            back.setSamplingRate(PIXEL_SIZE)
+            relion_convert.readSetOfParticles(self.through_cryosparc(name + ".star"), back, alignType="Projection")
+            back.write()
+            self.check_same(ours, back)
+            self.assertEqual([p._rlnRandomSubset.get() for p in back.iterItems()],
+                             [p._rlnRandomSubset.get() for p in ours.iterItems()])  # fmt: skip
+
+    def test_projections_of_relion_after_the_trip(self):
+        """Images by relion_project at known poses and CTFs; ours at what Scipion, STAR and .cs files made of these."""
+        golden.write_map("golden.mrc")
+        golden.write_particles("golden")
+        particles = particle_set("golden.sqlite", "golden/poses.star", golden.PIXEL_SIZE)
+        convert.write_particles(particles, "golden.star")
+        found = self.through_cryosparc("golden.star")
+        python = os.path.join(os.environ["SPARSECV_HOME"], "bin", "python")
+        subprocess.run([python, "-c", golden.PROJECT, "golden.mrc", found, "golden.npy"],
+                       check=True, env=Plugin.getEnviron())  # fmt: skip
+        ours, theirs = np.load("golden.npy"), golden.read_images()
+        correlations = [np.corrcoef(one.ravel(), other.ravel())[0, 1] for one, other in zip(ours, theirs)]
+        self.assertEqual(len(correlations), golden.COUNT)
+        self.assertGreater(min(correlations), 0.9995)
+        # the comparison sees each of the terms: no other image of the set is alike
+        others = [np.corrcoef(one.ravel(), other.ravel())[0, 1] for one, other in zip(ours[1:], theirs)]
+        self.assertLess(max(others), 0.9)
 
     def test_results_come_back_by_id(self):
         """Rows in another order, and one that was set aside."""

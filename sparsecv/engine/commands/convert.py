@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""``sparsecv convert``: particles of cryoSPARC as a STAR file, and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparsecv.engine.commands import Save
+from sparsecv.engine.errors import InputError
+from sparsecv.engine.settings import option, required
+
+KINDS = {(".cs", ".star"), (".star", ".cs")}
+
+
+@dataclass(frozen=True)
+class ConvertSettings:
+    """Files to convert; checked when it is made."""
+
+    particles: Path = required("particles: .cs of cryoSPARC, or .star of RELION", positional=True)
+    output: Path = required("file to write: .star, or .cs", positional=True)
+    passthrough: Path | None = option(None, "cryoSPARC's passthrough file of the same job")
+    original: Path | None = option(None, "to .cs: the .cs file the particles came from, whose other fields are kept")
+
+    def __post_init__(self) -> None:
+        kinds = (self.particles.suffix, self.output.suffix)
+        if kinds not in KINDS:
+            raise InputError("cannot be converted", item=f"{self.particles} to {self.output}",
+                             rule=".cs to .star, or .star to .cs")
+        given = [path for path in (self.particles, self.passthrough, self.original) if path is not None]
+        if self.output.exists() and any(path.exists() and self.output.samefile(path) for path in given):
+            raise InputError("would be overwritten", file=self.output, rule="an output that is no input")
+        if self.original is not None and self.output.suffix != ".cs":
+            raise InputError("is kept only in a .cs file", item="original", value=str(self.original),
+                             rule="an output that ends in .cs")
+        if self.passthrough is not None and self.output.suffix == ".cs" and self.original is None:
+            raise InputError("belongs to a .cs file, and none is read", item="passthrough",
+                             value=str(self.passthrough), remedy="give that file with --original")
+
+
+SETTINGS = ConvertSettings
+
+
+def run(settings: ConvertSettings, save: Save) -> int:
+    """Convert, and say what the new file does not hold."""
+    from sparsecv.engine.commands.maps import warn
+    from sparsecv.engine.io.cryosparc import cs_of_star, read_cs, star_of_cs, write_cs
+
+    passthroughs = [] if settings.passthrough is None else [settings.passthrough]
+    if settings.output.suffix == ".star":
+        table = read_cs(settings.particles, passthroughs)
+        star, notes = star_of_cs(table, settings.particles)
+        star.write(settings.output)
+    else:
+        original = None if settings.original is None else read_cs(settings.original, passthroughs)
+        table, notes = cs_of_star(settings.particles, original)
+        write_cs(settings.output, table)
+    save(settings.output.with_suffix(".toml"))
+    warn(notes)
+    print(f"written: {settings.output}, {len(table)} particles")
+    return 0
