@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from sparsecv.engine.physics.ctf import CtfParameters
 from sparsecv.engine.physics.disc import Disc, make_disc
 from sparsecv.engine.physics.masks import image_circle
 from sparsecv.engine.physics.symmetry import symmetric_distance
+from sparsecv.engine.ranks.comm import summed
 from sparsecv.engine.refine.expectation import GridBank, Posterior, SearchPlan, find_posterior
 from sparsecv.engine.refine.images import ImageBatch, ctf_images, shell_table, transform_images
 from sparsecv.engine.refine.maximisation import SampleStatistics, accumulate, estimate_poses, sample_statistics, thinned
@@ -159,6 +160,13 @@ class Residuals:
         return cls(np.zeros((groups, shells)), np.zeros(groups), np.zeros((scales, shells)), np.zeros((scales, shells)),
                    np.ones(members))
 
+    @classmethod
+    def of_ranks(cls, parts: Sequence[Residuals]) -> Residuals:
+        """Those of all ranks, each of which has had the next piece of the half's members."""
+        named = {name: summed([getattr(part, name) for part in parts])
+                 for name in ("residual", "counts", "cross", "signal")}
+        return cls(**named, factors=np.concatenate([part.factors for part in parts]))
+
     def add(self, table: ParticleTable, index: np.ndarray, statistics: SampleStatistics, good: np.ndarray) -> None:
         """Add the images ``index`` (rows of the table) that are good (I,)."""
         optics, group = table.optics_index[index[good]], table.group_index[index[good]]
@@ -179,14 +187,15 @@ class HalfResult:
     finest_deg
         Angular step of the last level of the search.
     quarters
-        Completed accumulators.
+        Accumulators: as backprojection leaves them, and completed when the ranks have added theirs up, which then stand
+        at the half's owner alone.
     residuals
         Sums for noise, scales and norms.
     """
 
     members: np.ndarray
     finest_deg: float
-    quarters: tuple[Accumulator, Accumulator]
+    quarters: tuple[Accumulator, ...]
     residuals: Residuals
 
     @property
@@ -224,7 +233,7 @@ def expectation_maximisation(
                 _add_batch(ops, particles, state, half, members[rows], rows, search, add, residuals)
                 done += len(rows)
                 advance(done)
-        sums.append(accumulator.completed(ops, particles.matrices))
+        sums.append(accumulator)
     return HalfResult(members, search.finest_deg, (sums[0], sums[1]), residuals)
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from sparsecv.engine.ranks import ALONE, Comm
+from sparsecv.engine.ranks.comm import summed
 from sparsecv.engine.refine.expectation import GridBank, SearchPlan, weighted_images
 from sparsecv.engine.refine.half import HalfResult, Particles
 from sparsecv.engine.refine.state import HalfState, ParticleState
@@ -27,7 +29,9 @@ def signal_to_noise(fsc: np.ndarray) -> np.ndarray:
     return curve / (1 - curve)
 
 
-def image_power(ops: Any, particles: Particles, members: np.ndarray, shifts_px: np.ndarray) -> np.ndarray:
+def image_power(
+    ops: Any, particles: Particles, members: np.ndarray, shifts_px: np.ndarray, comm: Comm = ALONE
+) -> np.ndarray:
     """Mean power of masked images, as sigma^2 per optics group and shell (groups, shells).
 
     The first noise spectra, and the later ones beyond the band: there an image is nearly all noise.
@@ -35,14 +39,16 @@ def image_power(ops: Any, particles: Particles, members: np.ndarray, shifts_px: 
     table = particles.table
     total, counts = np.zeros((len(table.optics), particles.disc.last + 1)), np.zeros(len(table.optics))
     ones = np.ones_like(total)
-    for start in range(0, len(members), size := particles.batch_size(None, 0)):
-        index = members[start : start + size]
+    own = members[comm.rank * len(members) // comm.size : (comm.rank + 1) * len(members) // comm.size]
+    for start in range(0, len(own), size := particles.batch_size(None, 0)):
+        index = own[start : start + size]
         batch = particles.batch(ops, index, shifts_px[index], np.ones(len(index)), np.ones(len(index)), ones)
         power = batch.masked.real**2 + batch.masked.imag**2
         sums = ops.to_host(ops.sum_disc_shells(power, ops.xp.asarray(particles.disc.offsets)))
         np.add.at(total, table.optics_index[index], sums)
         np.add.at(counts, table.optics_index[index], 1)
-    return _spectra(particles, total, counts)
+    parts = comm.gathered((total, counts))
+    return comm.at_root(lambda: _spectra(particles, *(summed(sums) for sums in zip(*parts, strict=True))))
 
 
 def _spectra(particles: Particles, total: np.ndarray, counts: np.ndarray) -> np.ndarray:
