@@ -21,6 +21,7 @@ SCALE_FSC = 0.75  # SSNR 3: shells that tell the scale of a group
 SCALE_LIMIT = 5.0  # a scale lies within this factor of the median
 NORM_LIMIT = 3.0
 GREY_IMAGES, GREY_FEWEST, GREY_CYCLES = 400, 100, 20
+GREY_TOLERANCE = 1e-4  # relative change of the last cycle; each is a third of the one before
 
 
 def signal_to_noise(fsc: np.ndarray) -> np.ndarray:
@@ -107,7 +108,7 @@ def grey_scale(
     """Factor that brings a reference of unknown grey scale to that of the images.
 
     Started from the poses of highest normalised cross-correlation, which does not depend on the scale, then made the
-    maximum-likelihood one by a few cycles of expectation maximisation over the scale alone: the correlation's own
+    maximum-likelihood one by cycles of expectation maximisation over the scale alone: the correlation's own
     scale is too high, because the best of many poses also fits noise.
 
     It takes the first 400 images, or as many as have room for all their products in half of the batch memory, but at
@@ -140,7 +141,9 @@ def grey_scale(
             sums += float((weight * cross).sum()), float((weight.sum(axis=1) * norm).sum())
         if not sums[0] > 0:
             break
-        scale_factor = sums[0] / sums[1]
+        before, scale_factor = scale_factor, sums[0] / sums[1]
+        if abs(scale_factor / before - 1) < GREY_TOLERANCE:
+            break
     return float(scale_factor)
 
 
