@@ -367,14 +367,16 @@ def backproject(
 
 # ------------------------------------------------------------------------------------------------ whole volumes
 @compiled_parallel
-def _symmetrise(out_data, out_weight, data, weight, matrices):
-    c = (data.shape[0] - 1) // 2
-    reach = np.float32((c - 2) ** 2)
-    one = np.float32(1)
-    for iz in numba.prange(data.shape[0]):
-        for iy in range(data.shape[1]):
-            for ix in range(data.shape[2]):
-                vx, vy, vz = np.float32(ix), np.float32(iy - c), np.float32(iz - c)
+def _symmetrise(out_data, out_weight, data, weight, ny, nx, matrices):
+    """``data`` and ``weight`` are flat, data with real and imaginary parts interleaved, and the results are alike."""
+    c = (ny - 1) // 2
+    centre, reach = np.float32(c), np.float32((c - 2) ** 2)
+    one, next_re, next_im, im_part = np.float32(1), np.uint64(2), np.uint64(3), np.uint64(1)
+    step, plane = np.uint64(nx), np.uint64(nx * ny)
+    for iz in numba.prange(ny):
+        for iy in range(ny):
+            for ix in range(nx):
+                vx, vy, vz = np.float32(ix), np.float32(iy) - centre, np.float32(iz) - centre
                 if vx * vx + vy * vy + vz * vz > reach:
                     continue
                 re, im, w = np.float32(0), np.float32(0), np.float32(0)
@@ -383,30 +385,35 @@ def _symmetrise(out_data, out_weight, data, weight, matrices):
                     x = m[0, 0] * vx + m[0, 1] * vy + m[0, 2] * vz
                     sign = -one if x < 0 else one
                     x *= sign
-                    y = sign * (m[1, 0] * vx + m[1, 1] * vy + m[1, 2] * vz) + c
-                    z = sign * (m[2, 0] * vx + m[2, 1] * vy + m[2, 2] * vz) + c
+                    y = sign * (m[1, 0] * vx + m[1, 1] * vy + m[1, 2] * vz) + centre
+                    z = sign * (m[2, 0] * vx + m[2, 1] * vy + m[2, 2] * vz) + centre
                     x0, y0, z0 = np.int32(x), np.int32(y), np.int32(z)
-                    fx, fy, fz = x - x0, y - y0, z - z0
+                    fx, fy, fz = x - np.float32(x0), y - np.float32(y0), z - np.float32(z0)
+                    first = np.uint64((np.int64(z0) * ny + y0) * nx + x0)  # unsigned: see _slice_into
                     # About the z axis fz is exactly 0: half of the neighbours have no part in it.
                     for dz in range(2 if fz > 0 else 1):
                         cz = fz if dz else one - fz
                         for dy in range(2):
                             cy = cz * (fy if dy else one - fy)
-                            row, mass = data[z0 + dz, y0 + dy], weight[z0 + dz, y0 + dy]
                             near, far = cy * (one - fx), cy * fx
-                            value = near * row[x0] + far * row[x0 + 1]
-                            re += value.real
-                            im += sign * value.imag
-                            w += near * mass[x0] + far * mass[x0 + 1]
-                out_data[iz, iy, ix] = np.complex64(complex(re, im))
-                out_weight[iz, iy, ix] = w
+                            p = first + np.uint64(dz) * plane + np.uint64(dy) * step
+                            q = p + p
+                            re += near * data[q] + far * data[q + next_re]
+                            im += sign * (near * data[q + im_part] + far * data[q + next_im])
+                            w += near * weight[p] + far * weight[p + np.uint64(1)]
+                place = np.uint64((np.int64(iz) * ny + iy) * nx + ix)
+                out_data[place + place] = re
+                out_data[place + place + im_part] = im
+                out_weight[place] = w
 
 
 def symmetrise(data: Any, weight: Any, matrices: Any) -> tuple[Any, Any]:
     """Sum of a volume over a point group: see :func:`sparsecv.kernels.reference.symmetrise`."""
-    out = np.zeros_like(data), np.zeros_like(weight)
-    _symmetrise(*out, data, weight, _f32(matrices))
-    return out
+    out_data, out_weight = np.zeros(data.shape, dtype=np.complex64), np.zeros(weight.shape, dtype=np.float32)
+    mass = np.ascontiguousarray(weight, dtype=np.float32).ravel()
+    pairs, ny, nx = _flat(data)
+    _symmetrise(out_data.view(np.float32).ravel(), out_weight.ravel(), pairs, mass, ny, nx, _f32(matrices))
+    return out_data, out_weight
 
 
 def complete_hermitian(data: Any, weight: Any) -> None:
