@@ -35,14 +35,15 @@ class SparseCvTest(BaseTest):
         cls.launchProtocol(made)
         return made
 
-    def refinement(self, protocol=SparseCvProtRefine, **values):
+    @classmethod
+    def refinement(cls, protocol=SparseCvProtRefine, **values):
         """A refinement that is ready to start; local, and of three iterations."""
         settings = {"localSearches": True, "particleDiameter": 150, "initialLowPass": 30, "iterations": 3,
                     "useGpu": False, "numberOfThreads": 2}  # fmt: skip
         settings.update(values)
-        made = self.newProtocol(protocol, **settings)
-        for name, source, output in (("inputParticles", self.particles, "outputParticles"),
-                                     ("referenceVolume", self.reference, "outputVolume")):  # fmt: skip
+        made = cls.newProtocol(protocol, **settings)
+        for name, source, output in (("inputParticles", cls.particles, "outputParticles"),
+                                     ("referenceVolume", cls.reference, "outputVolume")):  # fmt: skip
             getattr(made, name).set(source)
             getattr(made, name).setExtended(output)
         return made
