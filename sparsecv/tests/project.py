@@ -4,13 +4,38 @@
 import os
 import subprocess
 import time
+from contextlib import contextmanager
 
 import numpy as np
 from pwem.protocols import ProtImportMask, ProtImportParticles, ProtImportVolumes
 from pyworkflow.tests import BaseTest, setupTestProject
 
+from sparsecv import Plugin
+from sparsecv.plugin import CALLABLE
 from sparsecv.protocols import SparseCvProtRefine
 from sparsecv.tests.data import BOX, PARTICLES, PIXEL_SIZE, particle_set, simulated
+
+
+@contextmanager
+def plugin_variables(**values):
+    """Variables of ``scipion.conf`` for a while: in this process, and in those that Scipion starts."""
+    before = {name: os.environ.get(name) for name in values}
+    of_plugin, hook = dict(Plugin._vars), Plugin._condaActivationCmd
+    os.environ.update(values)
+    Plugin._vars.update({name: value for name, value in values.items() if name in of_plugin})
+    if "CONDA_ACTIVATION_CMD" in values:
+        Plugin._condaActivationCmd = values["CONDA_ACTIVATION_CMD"] and values["CONDA_ACTIVATION_CMD"] + " &&"
+    CALLABLE.clear()
+    try:
+        yield
+    finally:
+        Plugin._vars.update(of_plugin)
+        Plugin._condaActivationCmd = hook
+        CALLABLE.clear()
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 class SparseCvTest(BaseTest):

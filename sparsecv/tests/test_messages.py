@@ -6,10 +6,10 @@ import os
 
 from pwem.objects import Volume
 
-from sparsecv import Plugin, convert
+from sparsecv import convert
 from sparsecv.protocols import SparseCvProtModelFsc, SparseCvProtNuFilter, SparseCvProtPostprocess
 from sparsecv.tests.data import PIXEL_SIZE, engine, particle_set, simulated
-from sparsecv.tests.project import SparseCvTest
+from sparsecv.tests.project import SparseCvTest, plugin_variables
 
 
 class TestSparseCvMessages(SparseCvTest):
@@ -51,24 +51,11 @@ class TestSparseCvMessages(SparseCvTest):
         self.assertIn("has no half maps", "\n".join(made._warnings()))
 
     def test_an_absent_engine_and_an_absent_gpu(self):
-        before = dict(Plugin._vars), os.environ.get("SPARSECV_HOME")
         made = self.refinement(useGpu=True)
         self.assertIn("No NVIDIA GPU is seen", "\n".join(made._warnings()))
-        try:
-            os.environ["SPARSECV_HOME"] = Plugin._vars["SPARSECV_HOME"] = os.path.abspath("nowhere")
+        with plugin_variables(SPARSECV_HOME=os.path.abspath("nowhere")):
             self.assertIn("The sparsecv engine is not installed", self.errors(made))
             self.assertIn("scipion3 installb", self.errors(made))
-        finally:
-            Plugin._vars.update(before[0])
-            os.environ.pop("SPARSECV_HOME")
-            if before[1] is not None:
-                os.environ["SPARSECV_HOME"] = before[1]
-
-    def test_the_install_command_follows_driver_and_settings(self):
-        for asked, driver, extra in (("auto", 0, "12"), ("auto", 470, "none"), ("auto", 550, "12"), ("13", 470, "13")):
-            self.assertEqual(Plugin._cudaGeneration(asked, driver), extra)
-        command = Plugin._getInstallCommand()
-        self.assertIn("-m sparsecv.environment . --extras engine,cuda12 --source", command)
 
     def test_wrong_words(self):
         self.assertIn("The symmetry 'C1; rm'", self.errors(self.refinement(symmetry="C1; rm")))
