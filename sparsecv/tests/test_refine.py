@@ -33,7 +33,7 @@ class TestSparseCvRefine(SparseCvTest):
         self.assertIsInstance(filtered.outputBandLimit, Volume)
         self.assertIn("Band limits: median", "\n".join(filtered.summary()))
         self.assertTrue({"doShowFsc", "doShowSlices"} <= set(self.check_viewers(processed)))
-        self.assertTrue({"doShowBandLimit", "doShowHistogram"} <= set(self.check_viewers(filtered)))
+        self.assertTrue({"doShowBandLimit", "doShowHistogram", "doShowChimera"} <= set(self.check_viewers(filtered)))
         self.assertTrue({"doShowHistory", "doShowPrior", "doShowFsc", "doShowAngles", "doShowLastFsc", "doShowSlices"}
                         <= set(self.check_viewers(made)))
         self.check_validation(processed)
@@ -48,6 +48,7 @@ class TestSparseCvRefine(SparseCvTest):
         viewer.setProtocol(made)
         drawn, folder = [], os.path.abspath("pictures")
         os.makedirs(folder, exist_ok=True)
+        notes = self.chimerax(folder)
         for name, show in viewer._getVisualizeDict().items():
             if name == "doShowPage":
                 continue
@@ -57,7 +58,37 @@ class TestSparseCvRefine(SparseCvTest):
                     view.savefig(path)
                     self.assertGreater(os.path.getsize(path), 5000, path)
                     drawn.append(name)
+                elif name == "doShowChimera":
+                    self.check_chimerax(made, view, notes)
+                    drawn.append(name)
         return drawn
+
+    @staticmethod
+    def chimerax(folder):
+        """Put a program in the place of ChimeraX that notes what it is given; returns the file of its notes."""
+        from pwem.viewers.viewer_chimera import Chimera
+
+        program, notes = os.path.join(folder, "ChimeraX"), os.path.join(folder, "chimerax.txt")
+        with open(program, "w") as out:
+            out.write("#!/bin/sh\nprintf '%%s\\n' \"$@\" > '%s.part' && mv '%s.part' '%s'\n" % (notes, notes, notes))
+        os.chmod(program, 0o755)
+        Chimera._program = program
+        return notes
+
+    def check_chimerax(self, made, view, notes):
+        """One script of the protocol is handed over, and what it opens lies beside it."""
+        if os.path.exists(notes):
+            os.remove(notes)
+        view.show()
+        self.wait_for(lambda: os.path.exists(notes), 20)
+        with open(notes) as text:
+            (path,) = text.read().splitlines()
+        self.assertEqual(os.path.dirname(path), os.path.abspath(made._getExtraPath()))
+        with open(path) as text:
+            opened = [line.split(None, 1)[1].strip().strip('"') for line in text if line.startswith("open ")]
+        self.assertGreater(len(opened), 1)
+        for name in opened:
+            self.assertTrue(os.path.exists(os.path.join(os.path.dirname(path), name)), name)
 
     def check_validation(self, processed):
         """A model that has nothing to do with the map is found wherever it is, and judged."""
@@ -75,7 +106,8 @@ class TestSparseCvRefine(SparseCvTest):
         self.assertTrue(validated.outputAtomStruct.getFileName().endswith("fitted.cif"))
         self.assertGreater(validated.outputFSC.getSize(), 4)
         self.assertIn("CC_mask", "\n".join(validated.summary()))
-        self.assertTrue({"doShowFsc", "doShowResidues", "doShowSlices"} <= set(self.check_viewers(validated)))
+        self.assertTrue({"doShowFsc", "doShowResidues", "doShowSlices", "doShowChimera"}
+                        <= set(self.check_viewers(validated)))
         self.assertTrue(-1 <= validated.outputAtomStruct._sparsecvQScore.get() <= 1)
         wrong = self.newProtocol(SparseCvProtModelFsc, inputVolume=processed.outputVolume,
                                  atomStruct=imported.outputPdb, frame=0, numberOfThreads=2)  # fmt: skip
@@ -90,5 +122,5 @@ class TestSparseCvRefine(SparseCvTest):
         self.launchProtocol(made)
         self.check_refinement(made)
         self.assertTrue(os.path.exists(made.outputBandLimit.getFileName()))
-        self.assertTrue({"doShowBandLimit", "doShowHistogram", "doShowDifference", "doShowPrior"}
+        self.assertTrue({"doShowBandLimit", "doShowHistogram", "doShowDifference", "doShowPrior", "doShowChimera"}
                         <= set(self.check_viewers(made)))

@@ -118,6 +118,19 @@ def draw_histogram(figure, values, title, xlabel="band limit (A)"):
     axes.set_title(title)
 
 
+def _logarithmic(axes):
+    """Give an axis decades and plain numbers: within one decade matplotlib writes 2 x 10^0."""
+    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    narrow = high < 100 * low
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if narrow else (1,), numticks=20))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def draw_history(figure, history):
     """Draw the resolution and the changes of poses of each iteration."""
     iterations = [row["iteration"] for row in history]
@@ -130,7 +143,7 @@ def draw_history(figure, history):
                                             ("spread_deg", "posterior spread (degrees)"))):  # fmt: skip
         bottom.plot(iterations, [row.get(name) if row.get(name) else np.nan for row in history], marker="o",
                     markersize=4, label=label, color=COLOURS[number], linestyle=STYLES[number])  # fmt: skip
-    bottom.set_yscale("log")
+    _logarithmic(bottom)
     bottom.set_xlabel("iteration")
     bottom.set_ylabel("median of the particles")
     for axes in (top, bottom):
@@ -179,7 +192,7 @@ def draw_prior(figure, history):
             drawn += 1
     if any(name in part for _, _, part in rows for name in names):
         axes.set_ylabel("kappa, in units of the noise")
-        axes.set_yscale("log")
+        _logarithmic(axes)
     axes.set_xlabel("iteration")
     axes.set_xticks(sorted({iteration for iteration, _, _ in rows}))
     axes.grid(color="0.92", linewidth=0.6)
