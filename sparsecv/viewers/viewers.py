@@ -132,13 +132,13 @@ class SparseCvViewer(ProtocolViewer):
                             colour_map=self.colorMap.get() or "viridis_r", title="Local band limits",
                             label="band limit (A)")  # fmt: skip
 
-    def _histogram(self, names):
+    def _histogram(self, names, title="Band limits"):
         found = {label: self._map(name)[0] for label, name in names.items() if self._has(name)}
         if not found:
             return self._absent("The map of band limits")
         finer = {label: values[values < values.max()] for label, values in found.items()}
         shown = {label: part if part.size else found[label] for label, part in finer.items()}
-        return self._window(plots.draw_histogram, shown, "Band limits, where finer than the coarsest")
+        return self._window(plots.draw_histogram, shown, title + ", where finer than the coarsest")
 
 
 class SparseCvRefineViewer(SparseCvViewer):
@@ -236,7 +236,8 @@ class SparseCvMapViewer(SparseCvViewer):
             "doShowFsc": self._showFsc,
             "doShowBandLimit": lambda _: self._bandLimit("sharpened.mrc", "bandlimit.mrc"),
             "doShowHistogram": lambda _: self._histogram({"band limit": "bandlimit.mrc",
-                                                          "local resolution": "local_resolution.mrc"}),
+                                                          "local resolution": "local_resolution.mrc"},
+                                                         "Band limits and local resolution"),
             "doShowChimera": lambda _: self._script("bandlimit.cxc"),
         }  # fmt: skip
 
