@@ -37,6 +37,7 @@ from sparsecv.kernels.cuda_sparse_tv import sparse_prox as sparse_prox
 from sparsecv.kernels.cuda_sparse_tv import split_step as split_step
 
 TILES = (1, 2, 4, 8, 16)  # shifts that a block scores at once; each costs a register
+SUMS = np.complex64, np.float32  # of accumulators: atomic additions come in any order, whatever the precision
 MAX_SHELLS = 2048  # 48 KB of shared memory
 name = "cuda"
 
