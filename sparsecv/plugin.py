@@ -131,7 +131,7 @@ class Plugin(pwem.Plugin):
     @classmethod
     def _installOptions(cls):
         """Return what the module that installs the engine is told in both ways."""
-        words = ["--extras", "engine", "--cuda", cls.getVar(SPARSECV_CUDA) or "auto"]
+        words = ["--extras", "engine,mpi", "--cuda", cls.getVar(SPARSECV_CUDA) or "auto"]
         if os.path.exists(os.path.join(cls._checkout(), "setup.py")):
             words += ["--source", cls._checkout()]
         return words
@@ -148,6 +148,8 @@ class Plugin(pwem.Plugin):
         for name in FOREIGN_VARIABLES:
             environ.pop(name, None)
         environ["PYTHONNOUSERSITE"] = "1"
+        # where the system has no mpirun, that of the engine's environment
+        environ["PATH"] = os.pathsep.join([environ.get("PATH", os.defpath), cls.getHome("bin")])
         return environ
 
     @classmethod

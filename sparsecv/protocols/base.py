@@ -14,7 +14,7 @@ from sparsecv import Plugin
 from sparsecv.settings_file import digest, write_settings
 from sparsecv.star import read_star
 
-SETTINGS, DIGEST = "params.toml", "params.digest"
+SETTINGS, DIGEST, LAUNCHER = "params.toml", "params.digest", "engine.sh"
 SYMMETRY = re.compile(r"^([Cc]\d{1,3}|[Dd]\d{1,3}[XxYy]?|[TtOo]|[Ii][1-4]?)$")
 SAME_PIXEL = 0.01  # relative difference up to which pixel sizes count as equal
 FSC_COLUMNS = (
@@ -30,6 +30,7 @@ class EngineProtocol:
 
     _command = None
     _needsGpu = True
+    _inProcesses = False
     _resumable = False
 
     # ------------------------------------------------------------------------------------------------------ the form
@@ -37,7 +38,8 @@ class EngineProtocol:
         form.addHidden(params.USE_GPU, params.BooleanParam, default=True, label="Use GPU if there is one",
                        help="Yes: on an NVIDIA GPU where one is found, else on the processor. No: on the processor.")
         form.addHidden(params.GPU_LIST, params.StringParam, default="0", label="Choose GPU",
-                       help="Number of the GPU to be used, from 0; the first one if several are given.")
+                       help="Number of the GPU to be used, from 0. Of several the first one is used, or one by each of the "
+                            "processes (MPI) of a refinement.")
 
     # ----------------------------------------------------------------------------------------------------- the steps
     def _insertAllSteps(self):
@@ -71,9 +73,28 @@ class EngineProtocol:
         with open(self._getExtraPath(DIGEST), "w") as out:
             out.write(mark)
         picks_gpu = self._needsGpu and self.useGpu.get() and self.gpuList.get().strip()
-        program = Plugin.getProgram("CUDA_VISIBLE_DEVICES=%(GPU)s" if picks_gpu else "")
-        self.runJob(program, arguments, env=Plugin.getEnviron(), numberOfMpi=1)
+        if self._processes() > 1:
+            program, arguments = self._launcher(picks_gpu), ('"%(GPU)s" ' if picks_gpu else "") + arguments
+        else:
+            program = Plugin.getProgram("CUDA_VISIBLE_DEVICES=%(GPU)s" if picks_gpu else "")
+        self.runJob(program, arguments, env=Plugin.getEnviron(), numberOfMpi=self._processes())
         return [self._getExtraPath(SETTINGS)]
+
+    def _processes(self):
+        """How many processes of the engine share the work."""
+        return max(1, self.numberOfMpi.get()) if self._inProcesses else 1
+
+    def _launcher(self, picks_gpu):
+        """Write the program that each process runs: Scipion puts mpirun before a program, not before an activation.
+
+        With GPUs chosen, their numbers are its first argument; each process takes the next of them.
+        """
+        path = self._getExtraPath(LAUNCHER)
+        gpus = 'CUDA_VISIBLE_DEVICES=$(echo $1 | tr " " ","); export CUDA_VISIBLE_DEVICES; shift\n'
+        with open(path, "w") as out:
+            out.write("#!/bin/bash\n%s%s \"$@\"\n" % (gpus if picks_gpu else "", Plugin.getProgram()))
+        os.chmod(path, 0o755)
+        return path
 
     def createOutputStep(self, mark):
         """Register what the engine has made."""

@@ -35,6 +35,7 @@ class RefineProtocol(EngineProtocol, ProtRefine3D):
     _devStatus = BETA
     _command = "refine"
     _resumable = True
+    _inProcesses = True
     _regulariser = "wiener"
     _possibleOutputs = {
         "outputVolume": Volume, "outputParticles": SetOfParticles, "outputFSC": SetOfFSCs, "outputMask": VolumeMask,
@@ -102,7 +103,7 @@ class RefineProtocol(EngineProtocol, ProtRefine3D):
                       label="Unusable particles that stop the run (%)".replace("%", "%%"),
                       help="Images without usable numbers are set aside and listed; more than this stop the run.")
         self._definePrior(form)
-        form.addParallelSection(threads=4, mpi=0)
+        form.addParallelSection(threads=4, mpi=1)
 
     def _definePrior(self, form):
         """The section of the regulariser."""

@@ -84,7 +84,7 @@ class TestSparseCvInstall(SparseCvTest):
 
     def test_a_virtual_environment_is_the_default(self):
         (command, done), = self.offered()["commands"]
-        self.assertIn("-m sparsecv.environment . --extras engine --cuda auto --source", command)
+        self.assertIn("-m sparsecv.environment . --extras engine,mpi --cuda auto --source", command)
         self.assertEqual(done, "sparsecv.installed")
         self.assertTrue(Plugin.getProgram().endswith("/bin/sparsecv"))
 

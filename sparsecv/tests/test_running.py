@@ -3,9 +3,11 @@
 
 import os
 import signal
+import subprocess
 import time
 
-from sparsecv.tests.project import SparseCvTest
+from sparsecv import Plugin
+from sparsecv.tests.project import SparseCvTest, plugin_variables
 
 HOSTS = """[localhost]
 PARALLEL_COMMAND = mpirun -np %%_(JOB_NODES)d %%_(COMMAND)s
@@ -69,6 +71,9 @@ class TestSparseCvRunning(SparseCvTest):
         try:
             for mode in ("N", "Y"):
                 made = self.queue(mode)
+                if mode == "Y":  # a job of two processes
+                    made.numberOfMpi.set(2)
+                    made.numberOfThreads.set(1)
                 self.proj._hosts = HostConfig.load(pw.Config.SCIPION_HOSTS)
                 self.proj.launchProtocol(made, wait=False)
                 log = os.path.join(made.getWorkingDir(), "logs", "run.stdout")
@@ -80,9 +85,23 @@ class TestSparseCvRunning(SparseCvTest):
 
                 self.wait_for(is_over, 150, 0.5)
                 self.assertTrue(os.path.exists(made._getExtraPath("run_class001.mrc")), mode)
+                folder = os.path.dirname(log)  # jobs have logs of their own
+                said = "".join(open(os.path.join(folder, name), errors="replace").read() for name in os.listdir(folder))
+                self.assertEqual("in each of 2 processes" in said, mode == "Y")
         finally:
             with open(pw.Config.SCIPION_HOSTS, "w") as out:
                 out.write(before)
+
+    def test_processes_of_a_run_and_their_gpus(self):
+        """What mpirun starts: the engine behind its activation, on the GPUs that Scipion has chosen."""
+        made = self.refinement()
+        os.makedirs(made._getExtraPath(), exist_ok=True)
+        with plugin_variables(SPARSECV_ENV_ACTIVATION="sparsecv() { echo \"$CUDA_VISIBLE_DEVICES\" \"$@\"; }"):
+            for picks_gpu, words, expected in ((True, ["0 1", "refine", "a b"], "0,1 refine a b"),
+                                               (False, ["refine", "x"], "refine x")):  # fmt: skip
+                launcher = made._launcher(picks_gpu)
+                done = subprocess.run([launcher] + words, stdout=subprocess.PIPE, check=True, env=Plugin.getEnviron())
+                self.assertEqual(done.stdout.decode().strip(), expected)
 
     def test_stop_leaves_no_process(self):
         made = self.refinement(iterations=20)
