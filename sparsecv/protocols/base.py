@@ -38,8 +38,8 @@ class EngineProtocol:
         form.addHidden(params.USE_GPU, params.BooleanParam, default=True, label="Use GPU if there is one",
                        help="Yes: on an NVIDIA GPU where one is found, else on the processor. No: on the processor.")
         form.addHidden(params.GPU_LIST, params.StringParam, default="0", label="Choose GPU",
-                       help="Number of the GPU to be used, from 0. Of several the first one is used, or one by each of the "
-                            "processes (MPI) of a refinement.")
+                       help="Number of the GPU to be used, from 0. Of several the first one is used, or one by each of "
+                            "the processes (MPI) of a refinement.")
 
     # ----------------------------------------------------------------------------------------------------- the steps
     def _insertAllSteps(self):

@@ -92,8 +92,8 @@ def refine(
 
     folder = settings.output
     folder.mkdir(parents=True, exist_ok=True)
-    if settings.device == "auto":
-        problem = gpu_problem()
+    if settings.device == "auto" or comm.size > 1:
+        problem = "as asked" if settings.device == "cpu" else gpu_problem()
         where = f"on the CPU with {threads} threads" if problem else "on the GPU"
         among = f" in each of {comm.size} processes" if comm.size > 1 else ""
         progress.line(f"computing {where}{among}" + (f": {problem}" if problem else ""))
