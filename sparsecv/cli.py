@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from sparsecv import __version__
 from sparsecv.engine.commands import DeviceError
-from sparsecv.engine.errors import InputError, complain
+from sparsecv.engine.errors import InputError, Terminated, complain
 from sparsecv.engine.ranks.launch import failure, is_first, launched
 
 # Modules are imported when their command runs: all of them together take a second.
@@ -42,10 +42,6 @@ COMMANDS = {
 }
 IN_RANKS = ("refine",)  # commands that several processes can share
 FAILED, WRONG_INPUT, NO_DEVICE, DISK, INTERRUPTED, TERMINATED = 1, 2, 3, 74, 130, 143
-
-
-class Terminated(BaseException):
-    """SIGTERM came; like KeyboardInterrupt it is no Exception, so that nothing on the way swallows it."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -77,8 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(error), NO_DEVICE)
     except KeyboardInterrupt:
         return _complain("interrupted", INTERRUPTED)
-    except Terminated:
-        return _complain("stopped by SIGTERM", TERMINATED)
+    except Terminated as error:
+        return _complain(str(error), TERMINATED)
     except BrokenPipeError:
         # the reader of our output has gone; what is left in the buffer must not fail again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

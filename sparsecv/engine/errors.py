@@ -53,6 +53,23 @@ class InputError(ValueError):
         super().__init__(" ".join(text.split()))
 
 
+class Terminated(BaseException):
+    """SIGTERM or SIGUSR1 came; like KeyboardInterrupt it is no Exception, so that nothing on the way swallows it.
+
+    Parameters
+    ----------
+    name
+        Of the signal.
+    after
+        The iteration that was finished before, and whose checkpoint was written; None where something was cut short.
+    """
+
+    def __init__(self, name: str = "SIGTERM", after: int | None = None) -> None:
+        self.name, self.after = name, after
+        done = "" if after is None else f" after iteration {after}; remedy: go on with --continue"
+        super().__init__(f"stopped by {name}{done}")
+
+
 def complain(text: str) -> None:
     """Print an error as one line on standard error, whatever is in it."""
     line = " ".join(text.split())

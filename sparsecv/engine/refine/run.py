@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sparsecv.engine.errors import InputError
+from sparsecv.engine.errors import InputError, Terminated
 from sparsecv.engine.io.particles import ParticleTable
 from sparsecv.engine.io.results import remove_results
 from sparsecv.engine.physics.masks import sphere
@@ -41,6 +41,7 @@ from sparsecv.engine.refine.prepare import Warn, check_rejected, prepare
 from sparsecv.engine.refine.regularisers import NonUniform
 from sparsecv.engine.refine.regularisers.nonuniform import mean_band_limit
 from sparsecv.engine.refine.settings import RefineSettings
+from sparsecv.engine.refine.stopping import StopRequest
 from sparsecv.engine.report.progress import Progress
 from sparsecv.engine.threads import keep_freed_memory, use_threads
 from sparsecv.engine.validate.fsc_files import write_postprocess
@@ -114,8 +115,15 @@ def refine(
         status.write("running", refinement.state.history)
         comm.report_to(status.path)
         refinement.state = comm.at_root(lambda: refinement.state)
-        iteration = _iterate(refinement, settings, identity, status, progress)
+        with StopRequest(progress.line) as request:
+            iteration = _iterate(refinement, settings, identity, status, progress, request)
         return _finish(refinement, iteration, settings, status, warnings, warn, threads)
+    except Terminated as error:
+        if error.after is None:
+            status.write("failed", refinement.state.history, error=str(error))
+        else:
+            status.write("stopped", refinement.state.history, warnings=warnings)
+        raise
     except BaseException as error:  # whatever ends the run, a signal included, is on record
         reason = ": ".join(part for part in (type(error).__name__, str(error)) if part)
         with suppress(OSError):  # a full disk must not hide what went wrong first
@@ -129,9 +137,12 @@ def assist(settings: RefineSettings, comm: Comm) -> None:
     refinement = prepare(settings, kernels, lambda text: None, Progress(io.StringIO()), comm)
     refinement.state = comm.at_root(lambda: refinement.state)
     is_last = False
-    while not is_last:
-        is_last = _is_last(refinement, settings)
-        refinement.iterate(is_last=is_last)
+    with StopRequest(lambda line: None) as request:
+        while not is_last:
+            is_last = _is_last(refinement, settings)
+            refinement.iterate(is_last=is_last)
+            if not is_last and (stopped_by := _asked_to_stop(refinement, request)):
+                raise Terminated(stopped_by, after=refinement.state.iteration)
 
 
 def _resources(settings: RefineSettings, comm: Comm) -> tuple[int, Any]:
@@ -186,9 +197,16 @@ def _check_same(stored: dict[str, object], asked: dict[str, object], folder: Pat
 
 
 def _iterate(
-    refinement: Refinement, settings: RefineSettings, identity: dict[str, object], status: Status, progress: Progress
+    refinement: Refinement, settings: RefineSettings, identity: dict[str, object], status: Status, progress: Progress,
+    request: StopRequest,
 ) -> Iteration:
-    """Iterate to convergence; returns the joined last iteration."""
+    """Iterate to convergence; returns the joined last iteration.
+
+    Raises
+    ------
+    Terminated
+        After an iteration in which a signal has asked for it.
+    """
     folder = settings.output
     while True:
         is_last = _is_last(refinement, settings)
@@ -210,6 +228,15 @@ def _iterate(
         if is_last:
             return iteration
         save_checkpoint(folder, state, identity)
+        stopped_by = _asked_to_stop(refinement, request)
+        if stopped_by:
+            raise Terminated(stopped_by, after=number)
+
+
+def _asked_to_stop(refinement: Refinement, request: StopRequest) -> str:
+    """Name of the signal that has come to any of the ranks; empty if none has."""
+    names = refinement.comm.gathered(request.name)
+    return refinement.comm.at_root(lambda: next(filter(None, names), ""))
 
 
 def _line(entry: dict[str, Any]) -> str:
