@@ -19,6 +19,7 @@ from sparsecv.kernels.contract import (
     LEAST_DENOMINATOR,
     check_candidates,
     check_kernel,
+    check_product,
     check_quotient,
     check_reach,
 )
@@ -27,6 +28,12 @@ from sparsecv.kernels.cpu_nonuniform import butterworth as butterworth
 from sparsecv.kernels.cpu_nonuniform import filtered_error as filtered_error
 from sparsecv.kernels.cpu_nonuniform import take_better as take_better
 from sparsecv.kernels.cpu_nonuniform import window as window
+from sparsecv.kernels.cpu_posterior import grid_maxima as grid_maxima
+from sparsecv.kernels.cpu_posterior import leaders as leaders
+from sparsecv.kernels.cpu_posterior import mark_best as mark_best
+from sparsecv.kernels.cpu_posterior import normalise_runs as normalise_runs
+from sparsecv.kernels.cpu_posterior import run_maxima as run_maxima
+from sparsecv.kernels.cpu_posterior import run_sums as run_sums
 from sparsecv.kernels.cpu_sparse_tv import penalties as penalties
 from sparsecv.kernels.cpu_sparse_tv import penalty_weights as penalty_weights
 from sparsecv.kernels.cpu_sparse_tv import relax_step as relax_step
@@ -70,6 +77,12 @@ def ifft(values: Any, axis: int) -> Any:
 def irfft(values: Any, size: int) -> Any:
     """Real values of half transforms along the last axis."""
     return fft.irfft(values, n=size, workers=numba.get_num_threads())
+
+
+def product(rows: Any, columns: Any, precision: str = "fp32") -> Any:
+    """Matrix product rows @ columns^T in float32, whatever the precision: see the reference."""
+    check_product(rows, columns, precision)
+    return rows @ columns.T
 
 
 # ---------------------------------------------------------------------------------------------- slices and scores

@@ -32,6 +32,7 @@ from sparsecv.kernels.contract import (
     LEAST_DENOMINATOR,
     check_candidates,
     check_kernel,
+    check_product,
     check_quotient,
     check_reach,
     check_shifts,
@@ -41,6 +42,12 @@ from sparsecv.kernels.reference_nonuniform import butterworth as butterworth
 from sparsecv.kernels.reference_nonuniform import filtered_error as filtered_error
 from sparsecv.kernels.reference_nonuniform import take_better as take_better
 from sparsecv.kernels.reference_nonuniform import window as window
+from sparsecv.kernels.reference_posterior import grid_maxima as grid_maxima
+from sparsecv.kernels.reference_posterior import leaders as leaders
+from sparsecv.kernels.reference_posterior import mark_best as mark_best
+from sparsecv.kernels.reference_posterior import normalise_runs as normalise_runs
+from sparsecv.kernels.reference_posterior import run_maxima as run_maxima
+from sparsecv.kernels.reference_posterior import run_sums as run_sums
 from sparsecv.kernels.reference_sparse_tv import penalties as penalties
 from sparsecv.kernels.reference_sparse_tv import penalty_weights as penalty_weights
 from sparsecv.kernels.reference_sparse_tv import relax_step as relax_step
@@ -94,6 +101,25 @@ def ifft(values: Array, axis: int) -> Array:
 def irfft(values: Array, size: int) -> Array:
     """Real values, ``size`` of them, of half transforms along the last axis, float64."""
     return np.fft.irfft(np.asarray(values, np.complex128), n=size)
+
+
+def product(rows: Array, columns: Array, precision: str = "fp32") -> Array:
+    """Matrix product rows @ columns^T.
+
+    Parameters
+    ----------
+    rows, columns
+        (M, K) and (N, K) real.
+    precision
+        What the factors may be rounded to before they are multiplied, where the device gains by it: "fp32" (no
+        rounding), "tf32" (11 significant bits) or "bf16" (8). Sums are in float32 at least. Only a GPU rounds.
+
+    Returns
+    -------
+    (M, N) float64.
+    """
+    check_product(rows, columns, precision)
+    return np.asarray(rows, np.float64) @ np.asarray(columns, np.float64).T
 
 
 def _positions(rotation: Array, kx: Array, ky: Array, padding: float) -> tuple[Array, Array]:

@@ -16,7 +16,14 @@ from sparsecv.engine.physics.masks import image_circle
 from sparsecv.engine.physics.symmetry import symmetric_distance
 from sparsecv.engine.refine.expectation import GridBank, Posterior, SearchPlan, find_posterior
 from sparsecv.engine.refine.images import ImageBatch, ctf_images, shell_table, transform_images
-from sparsecv.engine.refine.maximisation import SampleStatistics, accumulate, estimate_poses, sample_statistics, thinned
+from sparsecv.engine.refine.maximisation import (
+    PoseEstimates,
+    SampleStatistics,
+    accumulate,
+    estimate_poses,
+    sample_statistics,
+    thinned,
+)
 from sparsecv.engine.refine.schedule import Draws, Geometry
 from sparsecv.engine.refine.state import HalfState, ParticleState
 from sparsecv.engine.refine.volumes import PADDING, Accumulator
@@ -241,18 +248,47 @@ def _add_batch(
 ) -> None:
     """Posteriors of the images ``index`` of the table, which are ``rows`` of the members; all sums and new poses."""
     table = particles.table
-    scale, uniform = half.scale[table.group_index[index]], search.draws.uniform[index]
+    scale, uniform = half.scale[table.group_index[index]], ops.xp.asarray(search.draws.uniform[index])
     batch = particles.batch(ops, index, state.shifts_px[index], state.norm[index], scale, half.noise)
     start = state.shifts_px[index] - batch.centre_px
     posterior = find_posterior(
         ops, search.volume, batch, search.plan, particles.disc, PADDING, state.rotations[index], start, search.bank
     )
-    inner = particles.disc.crop(search.last_shell)
-    accumulate(ops, batch, thinned(posterior, uniform, search.most_slices), inner, add)
+    estimate = estimate_poses(ops, posterior, MODE_STEPS * search.finest_deg + MODE_DEG, particles.matrices)
     statistics = sample_statistics(ops, search.volume, batch, posterior, uniform, particles.disc, search.last_shell)
-    residuals.factors[rows] = _residual_factors(particles, statistics, half.noise[table.optics_index[index]])
-    residuals.add(table, index, statistics, np.isfinite(posterior.log_evidence))
-    _store_poses(state, batch, posterior, MODE_STEPS * search.finest_deg + MODE_DEG, particles.matrices)
+    found = Learnt.of(ops, posterior, estimate, statistics)
+    inner = particles.disc.crop(search.last_shell)
+    accumulate(ops, batch, thinned(ops, posterior, uniform, search.most_slices), inner, add)
+    residuals.factors[rows] = _residual_factors(particles, found.statistics, half.noise[table.optics_index[index]])
+    residuals.add(table, index, found.statistics, np.isfinite(found.log_evidence))
+    _store_poses(state, batch, found, particles.matrices)
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What leaves the device of each image of a batch: float64 on the host, as in `Posterior` and `PoseEstimates`."""
+
+    log_evidence: np.ndarray
+    best_probability: np.ndarray
+    significant: np.ndarray
+    rotations: np.ndarray
+    shifts: np.ndarray
+    spread: np.ndarray
+    statistics: SampleStatistics
+
+    @classmethod
+    def of(cls, ops: Any, posterior: Posterior, estimate: PoseEstimates, statistics: SampleStatistics) -> Learnt:
+        """Everything in one transfer: each would make the host wait."""
+        pose = (estimate.rotations, estimate.shifts, estimate.spread)
+        sums = (statistics.residual, statistics.cross, statistics.signal)
+        parts = [posterior.log_evidence, posterior.best_probability, posterior.significant, *pose, *sums]
+        flat = [part.reshape(len(part), -1).astype(ops.xp.float64) for part in parts]
+        ends = np.cumsum([part.shape[1] for part in flat])
+        joined = np.split(ops.to_host(ops.xp.concatenate(flat, axis=1)), ends[:-1], axis=1)
+        evidence, best, significant, rotations, shifts, spread, *sums_on_host = (
+            one.reshape(part.shape) for one, part in zip(joined, parts, strict=True)
+        )
+        return cls(evidence, best, significant, rotations, shifts, spread, SampleStatistics(*sums_on_host))
 
 
 def _batches(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
@@ -266,19 +302,16 @@ def _residual_factors(particles: Particles, statistics: SampleStatistics, noise:
     return statistics.residual[:, 1:].sum(axis=1) / expected
 
 
-def _store_poses(
-    state: ParticleState, batch: ImageBatch, posterior: Posterior, mode_deg: float, matrices: np.ndarray
-) -> None:
+def _store_poses(state: ParticleState, batch: ImageBatch, found: Learnt, matrices: np.ndarray) -> None:
     """Write the new poses and qualities; an image without a posterior keeps its pose and is set aside."""
-    estimate, index = estimate_poses(posterior, mode_deg, matrices), batch.index
-    good = np.isfinite(posterior.log_evidence)
+    index, good = batch.index, np.isfinite(found.log_evidence)
     rows = index[good]
-    shifts = batch.centre_px[good] + estimate.shifts[good]
-    state.turned_deg[rows] = symmetric_distance(estimate.rotations[good], state.rotations[rows], matrices)
+    shifts = batch.centre_px[good] + found.shifts[good]
+    state.turned_deg[rows] = symmetric_distance(found.rotations[good], state.rotations[rows], matrices)
     state.moved_px[rows] = np.linalg.norm(shifts - state.shifts_px[rows], axis=1)
-    state.rotations[rows], state.shifts_px[rows] = estimate.rotations[good], shifts
-    state.spread_deg[rows] = estimate.spread[good]
-    state.log_likelihood[rows] = posterior.log_evidence[good]
-    state.best_probability[rows] = posterior.best_probability[good]
-    state.significant[rows] = posterior.significant[good]
+    state.rotations[rows], state.shifts_px[rows] = found.rotations[good], shifts
+    state.spread_deg[rows] = found.spread[good]
+    state.log_likelihood[rows] = found.log_evidence[good]
+    state.best_probability[rows] = found.best_probability[good]
+    state.significant[rows] = found.significant[good]
     state.is_rejected[index[~good]] = True

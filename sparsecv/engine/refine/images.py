@@ -66,7 +66,7 @@ def transform_images(ops: Any, images: Any, centre_px: np.ndarray, circle: Any, 
     mask = xp.roll(circle, (-(box // 2), -(box // 2)), axis=(0, 1))
     outside = 1 - mask
     background = (moved * outside).sum(axis=(1, 2)) / xp.maximum(outside.sum(), xp.float32(1e-6))
-    flat = xp.asarray(disc.flat)
+    flat = disc.on(xp).flat
     scale = xp.float32(1 / box)
     # take, as x[:, flat] would lay the pixels of different images side by side
     unmasked = ops.rfft2(moved).reshape(len(images), -1).take(flat, axis=1) * scale
@@ -88,4 +88,4 @@ def ctf_images(
 def shell_table(ops: Any, table: np.ndarray, rows: np.ndarray, disc: Disc) -> Any:
     """Rows of a (groups, shells) table spread over the disc's pixels, (I, J) float32."""
     xp = ops.xp
-    return xp.asarray(table.astype(np.float32))[xp.asarray(rows)].take(xp.asarray(disc.shell), axis=1)
+    return xp.asarray(table.astype(np.float32))[xp.asarray(rows)].take(disc.on(xp).shell, axis=1)

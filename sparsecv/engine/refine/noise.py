@@ -39,7 +39,7 @@ def image_power(ops: Any, particles: Particles, members: np.ndarray, shifts_px: 
         index = members[start : start + size]
         batch = particles.batch(ops, index, shifts_px[index], np.ones(len(index)), np.ones(len(index)), ones)
         power = batch.masked.real**2 + batch.masked.imag**2
-        sums = ops.to_host(ops.sum_disc_shells(power, ops.xp.asarray(particles.disc.offsets)))
+        sums = ops.to_host(ops.sum_disc_shells(power, particles.disc.on(ops.xp).offsets))
         np.add.at(total, table.optics_index[index], sums)
         np.add.at(counts, table.optics_index[index], 1)
     return _spectra(particles, total, counts)
@@ -171,7 +171,7 @@ def grey_scale_at_poses(
     Negative where the reference has the opposite contrast of the images.
     """
     xp, disc = ops.xp, particles.disc.crop(last_shell)
-    kx, ky = xp.asarray(disc.kx), xp.asarray(disc.ky)
+    pixels = disc.on(xp)
     sums = np.zeros(2)
     index = members[:GREY_IMAGES]
     for start in range(0, len(index), size := particles.batch_size(None, 0)):
@@ -180,9 +180,9 @@ def grey_scale_at_poses(
         batch = particles.batch(ops, rows, state.shifts_px[rows], state.norm[rows], scale, half.noise)
         images, ctf2 = weighted_images(batch, len(disc))
         shifts = (state.shifts_px[rows] - batch.centre_px)[:, None, :].astype(np.float32)
-        moved = ops.shift_images(images, xp.asarray(shifts), kx, ky, disc.box)
+        moved = ops.shift_images(images, xp.asarray(shifts), pixels.kx, pixels.ky, disc.box)
         rotations = xp.asarray(state.rotations[rows].astype(np.float32))
         owner = xp.arange(len(rows), dtype=xp.int32)
-        cross, norm = ops.score_candidates(volume, rotations, owner, moved, ctf2, kx, ky, PADDING)
+        cross, norm = ops.score_candidates(volume, rotations, owner, moved, ctf2, pixels.kx, pixels.ky, PADDING)
         sums += float(cross.sum()), float(norm.sum())
     return float(sums[0] / sums[1]) if sums[1] > 0 else 1.0
