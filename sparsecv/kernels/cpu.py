@@ -40,6 +40,7 @@ from sparsecv.kernels.cpu_sparse_tv import relax_step as relax_step
 from sparsecv.kernels.cpu_sparse_tv import smoothed_variation_gradient as smoothed_variation_gradient
 from sparsecv.kernels.cpu_sparse_tv import sparse_prox as sparse_prox
 from sparsecv.kernels.cpu_sparse_tv import split_step as split_step
+from sparsecv.kernels.cpu_stream import prefetched as prefetched
 
 xp = np
 name = "cpu"

@@ -45,6 +45,7 @@ from sparsecv.kernels.cuda_sparse_tv import relax_step as relax_step
 from sparsecv.kernels.cuda_sparse_tv import smoothed_variation_gradient as smoothed_variation_gradient
 from sparsecv.kernels.cuda_sparse_tv import sparse_prox as sparse_prox
 from sparsecv.kernels.cuda_sparse_tv import split_step as split_step
+from sparsecv.kernels.cuda_stream import prefetched as prefetched
 
 TILES = (1, 2, 4, 8, 16)  # shifts that a block scores at once; each costs a register
 CUDA_R_32F = 0  # cudaDataType_t of library_types.h

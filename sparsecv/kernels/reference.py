@@ -22,7 +22,7 @@ This back end computes in float64 and complex128 throughout and returns them; th
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -101,6 +101,27 @@ def ifft(values: Array, axis: int) -> Array:
 def irfft(values: Array, size: int) -> Array:
     """Real values, ``size`` of them, of half transforms along the last axis, float64."""
     return np.fft.irfft(np.asarray(values, np.complex128), n=size)
+
+
+def prefetched(
+    read: Callable[[Array], Array], batches: Sequence[Array], shape: tuple[int, ...]
+) -> Iterator[Array]:
+    """Batches of images in the back end's memory, one after another.
+
+    The other back ends read the next batch while the caller works on the one it has, in a thread of their own: ``read``
+    must not change anything that the caller looks at. A batch is the caller's until it asks for the next one.
+
+    Parameters
+    ----------
+    read
+        Gives the images (n, *shape) of the rows (n,) that it is called with, float32 on the host.
+    batches
+        Rows of each batch, none without any.
+    shape
+        Of an image.
+    """
+    for index in batches:
+        yield np.asarray(read(index), np.float64)
 
 
 def product(rows: Array, columns: Array, precision: str = "fp32") -> Array:

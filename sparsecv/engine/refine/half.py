@@ -15,6 +15,7 @@ from sparsecv.engine.physics.disc import Disc, make_disc
 from sparsecv.engine.physics.masks import image_circle
 from sparsecv.engine.physics.symmetry import symmetric_distance
 from sparsecv.engine.refine.expectation import GridBank, Posterior, SearchPlan, find_posterior
+from sparsecv.engine.refine.image_store import ImageStore
 from sparsecv.engine.refine.images import ImageBatch, ctf_images, shell_table, transform_images
 from sparsecv.engine.refine.maximisation import (
     PoseEstimates,
@@ -48,6 +49,8 @@ class Particles:
         Point group, (G, 3, 3).
     batch_bytes
         Memory that one batch may take.
+    images
+        Where images come from.
     intact_first_peak
         No CTF correction up to the first peak.
     kernel
@@ -62,6 +65,7 @@ class Particles:
     masked_power: float
     matrices: np.ndarray
     batch_bytes: float
+    images: ImageStore
     intact_first_peak: bool = False
     kernel: str = "trilinear"
 
@@ -71,10 +75,10 @@ class Particles:
         """Particles with a circular mask of the particle's diameter."""
         circle = image_circle(geometry.box, geometry.diameter / 2 / geometry.pixel_size)
         return cls(table, table.ctf_parameters(), geometry, make_disc(geometry.box), ops.xp.asarray(circle),
-                   float((circle**2).mean()), matrices, batch_mb * 1e6, **options)
+                   float((circle**2).mean()), matrices, batch_mb * 1e6, ImageStore(ops, table), **options)
 
     def batch(self, ops: Any, index: np.ndarray, shifts_px: np.ndarray, norm: np.ndarray, scale: np.ndarray,
-              noise: np.ndarray) -> ImageBatch:
+              noise: np.ndarray, images: Any = None) -> ImageBatch:
         """Images of some rows, moved by whole pixels, with their CTF and noise.
 
         Parameters
@@ -85,11 +89,13 @@ class Particles:
             (I, 2), (I,), (I,): present shifts, image factors, signal factors.
         noise
             (optics groups, shells) sigma^2.
+        images
+            (I, box, box) float32 on the device, where the store has given them already.
         """
-        images, _ = self.table.read_images(index)
+        images = self.images.get(index) if images is None else images
         centre = np.rint(shifts_px).astype(np.int64)
-        on_device = ops.xp.asarray(images / norm[:, None, None].astype(np.float32))
-        masked, unmasked = transform_images(ops, on_device, centre, self.circle, self.disc)
+        scaled = images / ops.xp.asarray(norm.astype(np.float32))[:, None, None]
+        masked, unmasked = transform_images(ops, scaled, centre, self.circle, self.disc)
         ctf = ctf_images(ops, self.parameters[index], scale, self.disc, self.geometry.pixel_size,
                          intact_first_peak=self.intact_first_peak)
         inverse = shell_table(ops, 1 / noise, self.table.optics_index[index], self.disc)
@@ -227,8 +233,10 @@ def expectation_maximisation(
     for quarter in (0, 1):
         accumulator = Accumulator.empty(ops, particles.geometry.box, search.last_shell, particles.kernel)
         with accumulator.adding(ops) as add:
-            for rows in _batches(np.flatnonzero(quarters == quarter), size):
-                _add_batch(ops, particles, state, half, members[rows], rows, search, add, residuals)
+            batches = list(_batches(np.flatnonzero(quarters == quarter), size))
+            images_of = particles.images.batches([members[rows] for rows in batches])
+            for rows, (index, images) in zip(batches, images_of, strict=True):
+                _add_batch(ops, particles, state, half, index, rows, images, search, add, residuals)
                 done += len(rows)
                 advance(done)
         sums.append(accumulator.completed(ops, particles.matrices))
@@ -242,6 +250,7 @@ def _add_batch(
     half: HalfState,
     index: np.ndarray,
     rows: np.ndarray,
+    images: Any,
     search: Search,
     add: Callable[..., None],
     residuals: Residuals,
@@ -249,7 +258,7 @@ def _add_batch(
     """Posteriors of the images ``index`` of the table, which are ``rows`` of the members; all sums and new poses."""
     table = particles.table
     scale, uniform = half.scale[table.group_index[index]], ops.xp.asarray(search.draws.uniform[index])
-    batch = particles.batch(ops, index, state.shifts_px[index], state.norm[index], scale, half.noise)
+    batch = particles.batch(ops, index, state.shifts_px[index], state.norm[index], scale, half.noise, images)
     start = state.shifts_px[index] - batch.centre_px
     posterior = find_posterior(
         ops, search.volume, batch, search.plan, particles.disc, PADDING, state.rotations[index], start, search.bank

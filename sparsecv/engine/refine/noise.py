@@ -35,9 +35,10 @@ def image_power(ops: Any, particles: Particles, members: np.ndarray, shifts_px: 
     table = particles.table
     total, counts = np.zeros((len(table.optics), particles.disc.last + 1)), np.zeros(len(table.optics))
     ones = np.ones_like(total)
-    for start in range(0, len(members), size := particles.batch_size(None, 0)):
-        index = members[start : start + size]
-        batch = particles.batch(ops, index, shifts_px[index], np.ones(len(index)), np.ones(len(index)), ones)
+    size = particles.batch_size(None, 0)
+    batches = [members[start : start + size] for start in range(0, len(members), size)]
+    for index, images in particles.images.batches(batches):
+        batch = particles.batch(ops, index, shifts_px[index], np.ones(len(index)), np.ones(len(index)), ones, images)
         power = batch.masked.real**2 + batch.masked.imag**2
         sums = ops.to_host(ops.sum_disc_shells(power, particles.disc.on(ops.xp).offsets))
         np.add.at(total, table.optics_index[index], sums)
