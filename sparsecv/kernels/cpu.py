@@ -17,6 +17,7 @@ from scipy import fft
 
 from sparsecv.kernels.contract import (
     LEAST_DENOMINATOR,
+    PRECISIONS,
     check_candidates,
     check_kernel,
     check_product,
@@ -84,6 +85,11 @@ def product(rows: Any, columns: Any, precision: str = "fp32") -> Any:
     """Matrix product rows @ columns^T in float32, whatever the precision: see the reference."""
     check_product(rows, columns, precision)
     return rows @ columns.T
+
+
+def product_precisions() -> tuple[str, ...]:
+    """Float32 only: see the reference."""
+    return PRECISIONS[:1]
 
 
 # ---------------------------------------------------------------------------------------------- slices and scores

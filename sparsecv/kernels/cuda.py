@@ -19,6 +19,7 @@ import numpy as np
 
 from sparsecv.kernels.contract import (
     LEAST_DENOMINATOR,
+    PRECISIONS,
     check_candidates,
     check_kernel,
     check_product,
@@ -141,9 +142,8 @@ def product(rows: Any, columns: Any, precision: str = "fp32") -> Any:
     if 0 in (m, n, k):
         out[...] = 0
         return out
-    has_tensor_cores = int(cupy.cuda.Device().compute_capability) >= LEAST_CAPABILITY
     kinds = {"tf32": cublas.CUBLAS_COMPUTE_32F_FAST_TF32, "bf16": cublas.CUBLAS_COMPUTE_32F_FAST_16BF}
-    kind = kinds.get(precision if has_tensor_cores else "fp32", cublas.CUBLAS_COMPUTE_32F)
+    kind = kinds.get(precision if precision in product_precisions() else "fp32", cublas.CUBLAS_COMPUTE_32F)
     one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
     left, right = (columns.data.ptr, CUDA_R_32F, k), (rows.data.ptr, CUDA_R_32F, k)
     # cuBLAS counts along columns: what it takes for (n, m) = columns (n, k) times rows^T (k, m) is our (m, n).
@@ -152,6 +152,12 @@ def product(rows: Any, columns: Any, precision: str = "fp32") -> Any:
         zero.ctypes.data, out.data.ptr, CUDA_R_32F, n, kind, cublas.CUBLAS_GEMM_DEFAULT,
     )  # fmt: skip
     return out
+
+
+def product_precisions() -> tuple[str, ...]:
+    """All, from compute capability 8.0 on: see the reference."""
+    capability = int(import_cupy().cuda.Device().compute_capability)
+    return PRECISIONS if capability >= LEAST_CAPABILITY else PRECISIONS[:1]
 
 
 # --------------------------------------------------------------------------------------------------- operations

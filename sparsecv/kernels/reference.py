@@ -30,6 +30,7 @@ import numpy as np
 
 from sparsecv.kernels.contract import (
     LEAST_DENOMINATOR,
+    PRECISIONS,
     check_candidates,
     check_kernel,
     check_product,
@@ -141,6 +142,11 @@ def product(rows: Array, columns: Array, precision: str = "fp32") -> Array:
     """
     check_product(rows, columns, precision)
     return np.asarray(rows, np.float64) @ np.asarray(columns, np.float64).T
+
+
+def product_precisions() -> tuple[str, ...]:
+    """Precisions of `product` that differ on this device."""
+    return PRECISIONS[:1]
 
 
 def _positions(rotation: Array, kx: Array, ky: Array, padding: float) -> tuple[Array, Array]:

@@ -15,7 +15,7 @@ host has to wait for it, to learn how many cells survive (`kept_rows`); nothing 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ import numpy as np
 from sparsecv.engine.physics.disc import Disc
 from sparsecv.engine.physics.sampling import GlobalGrid, LocalGrid
 from sparsecv.engine.refine.images import ImageBatch
+from sparsecv.engine.refine.precision import FULL, Precision
 from sparsecv.kernels.contract import HOPELESS
 
 SHIFT_CHILDREN = np.array([[-1, -1], [1, -1], [-1, 1], [1, 1]])
@@ -133,14 +134,27 @@ class GridBank:
         self.power = (slices.real**2 + slices.imag**2).astype(xp.float32)
         self.pairs = slices.view(xp.float32)
 
-    def products(self, ops: Any, images: Any, ctf2: Any, shifts: Any) -> tuple[Any, Any]:
+    def products(
+        self, ops: Any, images: Any, ctf2: Any, shifts: Any, precision: Precision = FULL
+    ) -> tuple[Any, Any]:
         """Cross terms (I, T, R) and norm terms (I, R) of images (I, J) at shifts (I, T, 2), by matrix products."""
         xp, (count, j) = ops.xp, images.shape
         pixels = self.disc.on(xp)
         moved = ops.shift_images(images, xp.asarray(shifts).astype(xp.float32), pixels.kx, pixels.ky, self.disc.box)
         rows = moved.view(xp.float32).reshape(-1, 2 * j)
-        cross = ops.product(rows, self.pairs).reshape(count, shifts.shape[1], -1)
-        return cross, ops.product(ctf2, self.power)
+        cross = ops.product(rows, self.pairs, precision.cross).reshape(count, shifts.shape[1], -1)
+        return cross, ops.product(ctf2, self.power, precision.norm)
+
+    def signal_power(self, ops: Any, noise: np.ndarray, scale: np.ndarray) -> float:
+        """Largest ||p||^2 = sum_j c_j |P_rj|^2 that an image can see in a slice, with a CTF of 1.
+
+        Parameters
+        ----------
+        noise, scale
+            (optics groups, shells) sigma^2, and scales of the groups.
+        """
+        inverse = (np.max(scale) ** 2 / noise.min(axis=0))[self.disc.shell].astype(np.float32)
+        return float(ops.product(self.power, ops.xp.asarray(inverse[None])).max())
 
     def scale(self, factor: float) -> None:
         """Multiply the reference by a factor."""
@@ -158,6 +172,7 @@ def find_posterior(
     rotations: np.ndarray,
     shifts: np.ndarray,
     bank: GridBank | None,
+    precision: Precision = FULL,
 ) -> Posterior:
     """Posterior over orientations and shifts of a batch of images.
 
@@ -172,15 +187,18 @@ def find_posterior(
         shifts is around them in a local search, and around the centre of the box in a global one.
     bank
         Slices of the shared grid for a global search; None for a local one.
+    precision
+        Of the first level of a global search.
     """
     xp, count = ops.xp, len(batch.index)
     expected = xp.asarray(shifts if bank is None else -batch.centre_px.astype(np.float64))
     tried = xp.asarray(plan.shifts[None] + shifts[:, None, :])
     if bank is not None:
         prior = _shift_prior(xp, tried, expected, plan.shift_sigma)
-        best, best_of_shifts = _score_grid(ops, batch, tried, prior, bank)
+        best, best_of_shifts = _score_grid(ops, batch, tried, prior, bank, precision)
         columns = best.shape[1]
-        kept = kept_rows(ops, best.ravel(), _equal_runs(xp, count, columns), plan.levels[0])
+        widened = replace(plan.levels[0], margin=plan.levels[0].margin + precision.widening)
+        kept = kept_rows(ops, best.ravel(), _equal_runs(xp, count, columns), widened)
         owner, cells = (kept // columns).astype(xp.int32), bank.cells[kept % columns]
         tried = _finer_shifts(ops, best_of_shifts, tried, plan.levels[0], plan.levels[1].shift_step)
         owner, cells = _split(xp, plan, owner, cells, 0)
@@ -220,10 +238,12 @@ def _equal_runs(xp: Any, count: int, length: int) -> Any:
     return xp.arange(count + 1, dtype=xp.int32) * xp.int32(length)
 
 
-def _score_grid(ops: Any, batch: ImageBatch, shifts: Any, shift_prior: Any, bank: GridBank) -> tuple[Any, Any]:
+def _score_grid(
+    ops: Any, batch: ImageBatch, shifts: Any, shift_prior: Any, bank: GridBank, precision: Precision
+) -> tuple[Any, Any]:
     """Best score over shifts for each orientation (I, R), and over orientations for each shift (I, T)."""
     images, ctf2 = weighted_images(batch, len(bank.disc))
-    cross, norm = bank.products(ops, images, ctf2, shifts)
+    cross, norm = bank.products(ops, images, ctf2, shifts, precision)
     best: tuple[Any, Any] = ops.grid_maxima(cross, norm, shift_prior)
     return best
 

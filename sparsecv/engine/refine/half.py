@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from sparsecv.engine.refine.maximisation import (
     sample_statistics,
     thinned,
 )
+from sparsecv.engine.refine.precision import FULL, Precision, choose_precision
 from sparsecv.engine.refine.schedule import Draws, Geometry
 from sparsecv.engine.refine.state import HalfState, ParticleState
 from sparsecv.engine.refine.volumes import PADDING, Accumulator
@@ -55,6 +56,10 @@ class Particles:
         No CTF correction up to the first peak.
     kernel
         Of backprojection.
+    precision
+        ``"auto"`` or ``"fp32"``, see `choose_precision`.
+    tell
+        Takes what is to be said about how a pass is made; each text once.
     """
 
     table: ParticleTable
@@ -68,6 +73,15 @@ class Particles:
     images: ImageStore
     intact_first_peak: bool = False
     kernel: str = "trilinear"
+    precision: str = "auto"
+    tell: Callable[[str], None] = lambda text: None
+    told: set[str] = field(default_factory=set)
+
+    def tell_once(self, text: str) -> None:
+        """Tell something, unless it is empty or has been told."""
+        if text and text not in self.told:
+            self.told.add(text)
+            self.tell(text)
 
     @classmethod
     def of(cls, ops: Any, table: ParticleTable, geometry: Geometry, matrices: np.ndarray, batch_mb: float,
@@ -229,6 +243,11 @@ def expectation_maximisation(
     """
     residuals = Residuals.empty(half, len(members))
     size = particles.batch_size(search.plan, 0 if search.bank is None else len(search.bank.cells))
+    precision = FULL
+    if search.bank is not None:
+        power = search.bank.signal_power(ops, half.noise, half.scale)
+        precision = choose_precision(ops, particles.precision, power)
+        particles.tell_once(precision.reason)
     sums, done = [], 0
     for quarter in (0, 1):
         accumulator = Accumulator.empty(ops, particles.geometry.box, search.last_shell, particles.kernel)
@@ -236,7 +255,7 @@ def expectation_maximisation(
             batches = list(_batches(np.flatnonzero(quarters == quarter), size))
             images_of = particles.images.batches([members[rows] for rows in batches])
             for rows, (index, images) in zip(batches, images_of, strict=True):
-                _add_batch(ops, particles, state, half, index, rows, images, search, add, residuals)
+                _add_batch(ops, particles, state, half, index, rows, images, search, precision, add, residuals)
                 done += len(rows)
                 advance(done)
         sums.append(accumulator.completed(ops, particles.matrices))
@@ -252,6 +271,7 @@ def _add_batch(
     rows: np.ndarray,
     images: Any,
     search: Search,
+    precision: Precision,
     add: Callable[..., None],
     residuals: Residuals,
 ) -> None:
@@ -260,9 +280,8 @@ def _add_batch(
     scale, uniform = half.scale[table.group_index[index]], ops.xp.asarray(search.draws.uniform[index])
     batch = particles.batch(ops, index, state.shifts_px[index], state.norm[index], scale, half.noise, images)
     start = state.shifts_px[index] - batch.centre_px
-    posterior = find_posterior(
-        ops, search.volume, batch, search.plan, particles.disc, PADDING, state.rotations[index], start, search.bank
-    )
+    posterior = find_posterior(ops, search.volume, batch, search.plan, particles.disc, PADDING, state.rotations[index],
+                               start, search.bank, precision)
     estimate = estimate_poses(ops, posterior, MODE_STEPS * search.finest_deg + MODE_DEG, particles.matrices)
     statistics = sample_statistics(ops, search.volume, batch, posterior, uniform, particles.disc, search.last_shell)
     found = Learnt.of(ops, posterior, estimate, statistics)

@@ -67,7 +67,8 @@ def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progre
     if settings.initial_lowpass > 0:
         reference = low_pass(reference, table.pixel_size, settings.initial_lowpass)
     particles = Particles.of(kernels, table, geometry, matrices, settings.batch_memory,
-                             intact_first_peak=settings.intact_first_peak, kernel=settings.scatter_kernel)
+                             intact_first_peak=settings.intact_first_peak, kernel=settings.scatter_kernel,
+                             precision=settings.precision, tell=progress.line)
     progress.line(
         f"{len(table)} particles ({np.count_nonzero(table.halves == 1)} + {np.count_nonzero(table.halves == 2)} in the "
         f"half sets {'given' if given else f'drawn with seed {settings.seed}'}), box {table.box} px of "

@@ -15,6 +15,7 @@ from sparsecv.kernels import DEVICES
 from sparsecv.kernels.contract import KERNELS
 
 REGULARISERS = ("wiener", "sparse-tv", "nonuniform")
+PRECISION = ("auto", "fp32")
 STRENGTHS = ("held-out", "noise", "paper")
 SOLVERS = ("splitting", "paper")
 PRESET_NAMES = ("beta-galactosidase", "80s-ribosome", "ha-trimer", "hrd1-hrd3", "tmem16a")
@@ -26,7 +27,8 @@ NU_PRESETS = ("paper",)
 OFFERED_DEVICES = DEVICES[:3]  # the last, the float64 definition, is for tests
 CHOICES = {
     "regulariser": REGULARISERS, "device": DEVICES, "kernel": KERNELS, "strength": STRENGTHS, "solver": SOLVERS,
-    "preset": PRESET_NAMES, "nu_family": NU_FAMILIES, "nu_selection": NU_SELECTIONS, "nu_preset": NU_PRESETS,
+    "precision": PRECISION, "preset": PRESET_NAMES, "nu_family": NU_FAMILIES, "nu_selection": NU_SELECTIONS,
+    "nu_preset": NU_PRESETS,
 }  # fmt: skip
 PATHS = ("particles", "reference", "output", "mask", "data_dir", "half1", "half2", "accumulators", "previous",
          "refine", "mtf")
@@ -218,6 +220,8 @@ class RefineSettings(RegulariserSettings):
     kernel: str | None = option(None, "backprojection kernel (default: trilinear; gaussian with a preset)",
                                 choices=KERNELS, expert=True)
     batch_memory: float = option(256.0, "memory for one batch of images, MB", expert=True)
+    precision: str = option("auto", "on a GPU: the first level of a global search in bfloat16 where the signal allows "
+                            "it, or in float32", choices=PRECISION, expert=True)
     keep_accumulators: bool = option(False, "keep the sums of the last iteration, for regularise and scan", expert=True)
     most_rejected: float = option(
         1.0, "stop when more than this percentage of particles is set aside; one always may be, unless 0", expert=True
