@@ -7,6 +7,8 @@ afterwards: one for each thread, fewer where they would be large (:data:`PRIVATE
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +17,7 @@ import numba
 import numpy as np
 from scipy import fft
 
+from sparsecv.kernels import host_memory
 from sparsecv.kernels.contract import (
     LEAST_DENOMINATOR,
     PRECISIONS,
@@ -54,6 +57,26 @@ PRIVATE_BYTES = 1 << 30
 def to_host(array: Any) -> np.ndarray:
     """The array in host memory (here: itself)."""
     return array
+
+
+def free_memory() -> tuple[int, int]:
+    """Free and total bytes of the host: see the reference."""
+    return host_memory.free_memory()
+
+
+def limit_memory(size: int) -> None:
+    """Nothing: the memory of a host is not limited."""
+
+
+def release_memory() -> None:
+    """Give freed memory back to the system, which `keep_freed_memory` keeps otherwise."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory has run out: see the reference."""
+    return isinstance(error, MemoryError)
 
 
 def rfft2(images: Any) -> Any:

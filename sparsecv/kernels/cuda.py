@@ -49,6 +49,7 @@ from sparsecv.kernels.cuda_sparse_tv import split_step as split_step
 from sparsecv.kernels.cuda_stream import prefetched as prefetched
 
 TILES = (1, 2, 4, 8, 16)  # shifts that a block scores at once; each costs a register
+OUT_OF_MEMORY = ("ALLOC_FAILED", "cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY")
 CUDA_R_32F = 0  # cudaDataType_t of library_types.h
 LEAST_CAPABILITY = 80  # of a device that has bfloat16 and TF32
 MAX_SHELLS = 2048  # 48 KB of shared memory
@@ -89,6 +90,32 @@ def _check_accumulators(data: Any, weight: Any) -> None:
     for array, dtype in ((data, np.complex64), (weight, np.float32)):
         if array.dtype != dtype or not array.flags.c_contiguous:
             raise ValueError(f"accumulators are contiguous complex64 and float32 arrays, not {array.dtype}")
+
+
+# ------------------------------------------------------------------------------------------------------ memory
+def free_memory() -> tuple[int, int]:
+    """Free and total bytes of the GPU: see :func:`.reference.free_memory`. What CuPy keeps unused counts as free."""
+    cupy = import_cupy()
+    free, total = cupy.cuda.runtime.memGetInfo()
+    return free + cupy.get_default_memory_pool().free_bytes(), total
+
+
+def limit_memory(size: int) -> None:
+    """Ask for more than ``size`` bytes in all to fail: see the reference."""
+    import_cupy().get_default_memory_pool().set_limit(size=size)
+
+
+def release_memory() -> None:
+    """Give back unused blocks, and the work areas of FFT plans: see the reference."""
+    cupy = import_cupy()
+    cupy.fft.config.clear_plan_cache()
+    cupy.get_default_memory_pool().free_all_blocks()
+    cupy.get_default_pinned_memory_pool().free_all_blocks()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory has run out, CuPy's, cuBLAS's, cuFFT's or CUDA's: see the reference."""
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
 # --------------------------------------------------------------------------------------------- Fourier transforms

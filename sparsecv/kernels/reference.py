@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsecv.kernels import host_memory
 from sparsecv.kernels.contract import (
     LEAST_DENOMINATOR,
     PRECISIONS,
@@ -64,6 +65,24 @@ name = "reference"
 def to_host(array: Array) -> Array:
     """The array in host memory (here: itself)."""
     return array
+
+
+def free_memory() -> tuple[int, int]:
+    """Free and total bytes of the back end's memory."""
+    return host_memory.free_memory()
+
+
+def limit_memory(size: int) -> None:
+    """Ask for more than ``size`` bytes in all to fail; the memory of a host is not limited."""
+
+
+def release_memory() -> None:
+    """Give back what is kept for later: after memory has run out."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory has run out."""
+    return isinstance(error, MemoryError)
 
 
 def rfft2(images: Array) -> Array:

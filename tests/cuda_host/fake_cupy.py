@@ -369,7 +369,7 @@ def modules() -> dict[str, ModuleType]:
         RawModule=RawModule,
         RawKernel=RawKernel,
         cuda=cuda,
-        fft=Mirror("cupy.fft", scipy.fft),
+        fft=Mirror("cupy.fft", scipy.fft, config=SimpleNamespace(clear_plan_cache=lambda: None)),
         linalg=Mirror("cupy.linalg", np.linalg),
         random=Mirror("cupy.random", np.random, default_rng=Generator, Generator=Generator),
         asnumpy=_asnumpy,

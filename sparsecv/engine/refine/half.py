@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +31,7 @@ from sparsecv.engine.refine.state import HalfState, ParticleState
 from sparsecv.engine.refine.volumes import PADDING, Accumulator
 
 MODE_STEPS, MODE_DEG = 2.5, 3.0  # samples within 2.5 steps + 3 degrees of the best belong to the same mode
-SMALLEST_BATCH, LARGEST_BATCH = 16, 1024
+SMALLEST_BATCH, LARGEST_BATCH = 16, 1024  # images; fewer only where memory has run out
 
 
 @dataclass
@@ -56,6 +56,8 @@ class Particles:
         No CTF correction up to the first peak.
     kernel
         Of backprojection.
+    largest_batch
+        Images of the largest batch that memory has been enough for, as far as is known.
     precision
         ``"auto"`` or ``"fp32"``, see `choose_precision`.
     tell
@@ -73,6 +75,7 @@ class Particles:
     images: ImageStore
     intact_first_peak: bool = False
     kernel: str = "trilinear"
+    largest_batch: int = LARGEST_BATCH
     precision: str = "auto"
     tell: Callable[[str], None] = lambda text: None
     told: set[str] = field(default_factory=set)
@@ -119,7 +122,7 @@ class Particles:
         """Images per batch for the memory allowed."""
         shifts = 1 if plan is None else max(len(plan.shifts), 4 * max(level.keep_shifts for level in plan.levels))
         per_image = 8 * len(self.disc) * (2 * shifts + 6) + 4 * orientations * shifts
-        return int(np.clip(self.batch_bytes / per_image, SMALLEST_BATCH, LARGEST_BATCH))
+        return min(self.largest_batch, int(np.clip(self.batch_bytes / per_image, SMALLEST_BATCH, LARGEST_BATCH)))
 
     def pixels_per_shell(self) -> np.ndarray:
         """Number of the disc's pixels in each shell, at least 1."""
@@ -252,12 +255,16 @@ def expectation_maximisation(
     for quarter in (0, 1):
         accumulator = Accumulator.empty(ops, particles.geometry.box, search.last_shell, particles.kernel)
         with accumulator.adding(ops) as add:
-            batches = list(_batches(np.flatnonzero(quarters == quarter), size))
-            images_of = particles.images.batches([members[rows] for rows in batches])
-            for rows, (index, images) in zip(batches, images_of, strict=True):
-                _add_batch(ops, particles, state, half, index, rows, images, search, precision, add, residuals)
-                done += len(rows)
-                advance(done)
+            rows = np.flatnonzero(quarters == quarter)
+            before = done
+
+            def work(part: slice, images: Any, rows: np.ndarray = rows, add: Any = add, before: int = before) -> None:
+                own = rows[part]
+                _add_batch(ops, particles, state, half, members[own], own, images, search, precision, add, residuals)
+                advance(before + part.stop)
+
+            in_batches(ops, particles, members[rows], size, work)
+            done += len(rows)
         sums.append(accumulator.completed(ops, particles.matrices))
     return HalfResult(members, search.finest_deg, (sums[0], sums[1]), residuals)
 
@@ -275,7 +282,10 @@ def _add_batch(
     add: Callable[..., None],
     residuals: Residuals,
 ) -> None:
-    """Posteriors of the images ``index`` of the table, which are ``rows`` of the members; all sums and new poses."""
+    """Posteriors of the images ``index`` of the table, which are ``rows`` of the members; all sums and new poses.
+
+    Nothing is changed before `accumulate`, which is the last that needs memory on the device (see `in_batches`).
+    """
     table = particles.table
     scale, uniform = half.scale[table.group_index[index]], ops.xp.asarray(search.draws.uniform[index])
     batch = particles.batch(ops, index, state.shifts_px[index], state.norm[index], scale, half.noise, images)
@@ -319,9 +329,43 @@ class Learnt:
         return cls(evidence, best, significant, rotations, shifts, spread, SampleStatistics(*sums_on_host))
 
 
-def _batches(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+def in_batches(
+    ops: Any, particles: Particles, index: np.ndarray, size: int, work: Callable[[slice, Any], None]
+) -> None:
+    """Work on the images ``index`` of the table in batches of ``size``, and of fewer where memory runs out.
+
+    Parameters
+    ----------
+    work
+        Called as work(part, images) with a part of ``index`` and its images. It must have changed nothing when it runs
+        out of memory: it is called again then, with half as many.
+
+    Raises
+    ------
+    MemoryError
+        When there is not enough memory for a single image; the message says what to do.
+    """
+    done = 0
+    while done < len(index):
+        size = min(size, len(index) - done)
+        problem = ""
+        try:
+            batches = [index[start : start + size] for start in range(done, len(index), size)]
+            for rows, images in particles.images.batches(batches):
+                work(slice(done, done + len(rows)), images)
+                done += len(rows)
+        except Exception as error:
+            if not ops.is_out_of_memory(error):
+                raise
+            problem = str(error) or "out of memory"
+        if problem:  # out here the exception, and with it the arrays that it held on to, is gone
+            images = None
+            ops.release_memory()
+            if size == 1:
+                raise MemoryError(f"{problem}: not enough for one image beside the volumes; end other programs on the "
+                                  "device, raise --memory where it was given, or crop or bin the images")  # fmt: skip
+            size = particles.largest_batch = size // 2
+            particles.tell(f"out of memory: batches of at most {size} images from now on")
 
 
 def _residual_factors(particles: Particles, statistics: SampleStatistics, noise: np.ndarray) -> np.ndarray:

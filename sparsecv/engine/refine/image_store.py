@@ -40,14 +40,18 @@ class ImageStore:
     """
 
     def __init__(self, ops: Any, table: ParticleTable, capacity: int = 0, kind: str = "float32") -> None:
-        if kind not in KINDS:
-            raise ValueError(f"images stay as one of {', '.join(KINDS)}, not {kind!r}")
         self._ops, self._table = ops, table
-        self._capacity, self._kind = capacity, kind
+        self.reserve(capacity, kind)
         self._slot = np.full(len(table), -1, dtype=np.int64)  # place of a row among the resident images
         self._used = 0
         self._images: Any = None  # (capacity, box, box), made when the first images come
         self._peak: Any = None
+
+    def reserve(self, capacity: int, kind: str) -> None:
+        """Let as many images stay as have room, in ``kind``; before the first one is read."""
+        if kind not in KINDS:
+            raise ValueError(f"images stay as one of {', '.join(KINDS)}, not {kind!r}")
+        self._capacity, self._kind = capacity, kind
 
     @property
     def resident(self) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sparsecv.engine.refine.expectation import GridBank, SearchPlan, weighted_images
-from sparsecv.engine.refine.half import HalfResult, Particles
+from sparsecv.engine.refine.half import HalfResult, Particles, in_batches
 from sparsecv.engine.refine.state import HalfState, ParticleState
 from sparsecv.engine.refine.volumes import PADDING
 
@@ -35,14 +35,16 @@ def image_power(ops: Any, particles: Particles, members: np.ndarray, shifts_px: 
     table = particles.table
     total, counts = np.zeros((len(table.optics), particles.disc.last + 1)), np.zeros(len(table.optics))
     ones = np.ones_like(total)
-    size = particles.batch_size(None, 0)
-    batches = [members[start : start + size] for start in range(0, len(members), size)]
-    for index, images in particles.images.batches(batches):
+
+    def add(part: slice, images: Any) -> None:
+        index = members[part]
         batch = particles.batch(ops, index, shifts_px[index], np.ones(len(index)), np.ones(len(index)), ones, images)
         power = batch.masked.real**2 + batch.masked.imag**2
         sums = ops.to_host(ops.sum_disc_shells(power, particles.disc.on(ops.xp).offsets))
         np.add.at(total, table.optics_index[index], sums)
         np.add.at(counts, table.optics_index[index], 1)
+
+    in_batches(ops, particles, members, particles.batch_size(None, 0), add)
     return _spectra(particles, total, counts)
 
 

@@ -17,6 +17,7 @@ from sparsecv.engine.physics.masks import check_mask, sphere
 from sparsecv.engine.physics.symmetry import symmetry_matrices
 from sparsecv.engine.refine.half import Particles
 from sparsecv.engine.refine.loop import Refinement
+from sparsecv.engine.refine.memory_plan import MemoryPlan, plan_memory
 from sparsecv.engine.refine.noise import grey_scale_at_poses, image_power
 from sparsecv.engine.refine.regularisers import make_regulariser
 from sparsecv.engine.refine.schedule import LEAST_BAND, Geometry
@@ -66,7 +67,8 @@ def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progre
     support = read_support(settings.mask, table.box, table.pixel_size, round_mask, warn)
     if settings.initial_lowpass > 0:
         reference = low_pass(reference, table.pixel_size, settings.initial_lowpass)
-    particles = Particles.of(kernels, table, geometry, matrices, settings.batch_memory,
+    plan = memory_plan_of(settings, kernels, geometry, len(table))
+    particles = Particles.of(kernels, table, geometry, matrices, plan.batch_bytes / 1e6,
                              intact_first_peak=settings.intact_first_peak, kernel=settings.scatter_kernel,
                              precision=settings.precision, tell=progress.line)
     progress.line(
@@ -75,6 +77,11 @@ def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progre
         f"{table.pixel_size:g} A, diameter {geometry.diameter:.0f} A, symmetry {settings.symmetry}, "
         f"{'local' if settings.local else 'global'} search"
     )
+    for text in plan.lines:
+        progress.line(text)
+    if plan.warning:
+        warn(plan.warning)
+    particles.images.reserve(plan.resident, plan.kind)
     _check_mtf(table, warn)
     state = _start(settings, kernels, particles, reference * support)
     # A global search finds the grey scale together with the poses, in its first iteration.
@@ -95,6 +102,17 @@ def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progre
         grey_scales=grey_scales,
         keeps_accumulators=settings.keep_accumulators,
     )
+
+
+def memory_plan_of(settings: RefineSettings, kernels: Any, geometry: Geometry, images: int) -> MemoryPlan:
+    """The plan for what was asked, and what is free now; a limit that was asked for is set."""
+    free, total = kernels.free_memory()
+    asked = None if settings.memory is None else settings.memory * 1e9
+    asked_batch = None if settings.batch_memory is None else settings.batch_memory * 1e6
+    if asked is not None:
+        kernels.limit_memory(int(asked))
+    return plan_memory(geometry, images, is_gpu=kernels.name == "cuda", free=free, total=total, asked=asked,
+                       asked_batch=asked_batch)
 
 
 def _check_mtf(table: ParticleTable, warn: Warn) -> None:

@@ -59,6 +59,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "bfactor": (-10_000, 10_000),
     "local_window": (4, 512),
     "join_below": (0, 1000),
+    "memory": (0.1, 1e5),
     "batch_memory": (1, 1e6),
     "most_rejected": (0, 100),
     "subset": (0, 2),
@@ -219,7 +220,10 @@ class RefineSettings(RegulariserSettings):
     intact_first_peak: bool = option(False, "no CTF correction up to the first peak", expert=True)
     kernel: str | None = option(None, "backprojection kernel (default: trilinear; gaussian with a preset)",
                                 choices=KERNELS, expert=True)
-    batch_memory: float = option(256.0, "memory for one batch of images, MB", expert=True)
+    memory: float | None = option(None, "memory that may be used, of the GPU where there is one, GB (default: what is "
+                                  "free)", expert=True)
+    batch_memory: float | None = option(None, "memory for one batch of images, MB (default: 256 on the CPU, on a GPU a "
+                                        "quarter of what volumes leave)", expert=True)
     precision: str = option("auto", "on a GPU: the first level of a global search in bfloat16 where the signal allows "
                             "it, or in float32", choices=PRECISION, expert=True)
     keep_accumulators: bool = option(False, "keep the sums of the last iteration, for regularise and scan", expert=True)
