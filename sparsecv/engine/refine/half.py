@@ -294,9 +294,10 @@ def _add_batch(
                                start, search.bank, precision)
     estimate = estimate_poses(ops, posterior, MODE_STEPS * search.finest_deg + MODE_DEG, particles.matrices)
     statistics = sample_statistics(ops, search.volume, batch, posterior, uniform, particles.disc, search.last_shell)
-    found = Learnt.of(ops, posterior, estimate, statistics)
+    bring = Learnt.packed(ops, posterior, estimate, statistics)
     inner = particles.disc.crop(search.last_shell)
     accumulate(ops, batch, thinned(ops, posterior, uniform, search.most_slices), inner, add)
+    found = bring()  # only now, so that the device has something to do while the host waits
     residuals.factors[rows] = _residual_factors(particles, found.statistics, half.noise[table.optics_index[index]])
     residuals.add(table, index, found.statistics, np.isfinite(found.log_evidence))
     _store_poses(state, batch, found, particles.matrices)
@@ -315,18 +316,24 @@ class Learnt:
     statistics: SampleStatistics
 
     @classmethod
-    def of(cls, ops: Any, posterior: Posterior, estimate: PoseEstimates, statistics: SampleStatistics) -> Learnt:
-        """Everything in one transfer: each would make the host wait."""
+    def packed(
+        cls, ops: Any, posterior: Posterior, estimate: PoseEstimates, statistics: SampleStatistics
+    ) -> Callable[[], Learnt]:
+        """Put everything into one array on the device; returns what brings it to the host, where the host waits."""
         pose = (estimate.rotations, estimate.shifts, estimate.spread)
         sums = (statistics.residual, statistics.cross, statistics.signal)
         parts = [posterior.log_evidence, posterior.best_probability, posterior.significant, *pose, *sums]
         flat = [part.reshape(len(part), -1).astype(ops.xp.float64) for part in parts]
-        ends = np.cumsum([part.shape[1] for part in flat])
-        joined = np.split(ops.to_host(ops.xp.concatenate(flat, axis=1)), ends[:-1], axis=1)
-        evidence, best, significant, rotations, shifts, spread, *sums_on_host = (
-            one.reshape(part.shape) for one, part in zip(joined, parts, strict=True)
-        )
-        return cls(evidence, best, significant, rotations, shifts, spread, SampleStatistics(*sums_on_host))
+        together = ops.xp.concatenate(flat, axis=1)
+        shapes, ends = [part.shape for part in parts], np.cumsum([part.shape[1] for part in flat])
+
+        def bring() -> Learnt:
+            columns = np.split(ops.to_host(together), ends[:-1], axis=1)
+            values = [column.reshape(shape) for column, shape in zip(columns, shapes, strict=True)]
+            evidence, best, significant, rotations, shifts, spread = values[:6]
+            return cls(evidence, best, significant, rotations, shifts, spread, SampleStatistics(*values[6:]))
+
+        return bring
 
 
 def in_batches(
