@@ -27,7 +27,9 @@ ENGINE = [
     "threadpoolctl>=3.5",
     'tomli>=2; python_version < "3.11"',
 ]
+MPI = ["mpi4py>=4", 'mpich>=4.2; platform_system == "Linux"']
 DEV = [
+    *MPI,
     "pytest>=8",
     "pytest-timeout>=2.3",
     "hypothesis>=6.100",
@@ -66,7 +68,7 @@ setup(
         "engine": ENGINE,
         "cuda12": ["cupy-cuda12x[ctk]>=14"],
         "cuda13": ["cupy-cuda13x[ctk]>=14"],
-        "mpi": ["mpi4py>=4"],
+        "mpi": MPI,
         "dev": DEV,
     },
     entry_points={

@@ -72,10 +72,10 @@ class Bench:
         """Folder of compiled kernels: the benchmarks' own, so that what was compiled before changes nothing."""
         return self.work / "numba_cache"
 
-    def sparsecv(self, *arguments: str, log: Path, cwd: Path | None = None) -> Usage:
-        """Run this checkout's ``sparsecv`` and measure it."""
+    def sparsecv(self, *arguments: str, log: Path, cwd: Path | None = None, start: Sequence[str] = ()) -> Usage:
+        """Run this checkout's ``sparsecv``, by a command such as ``mpirun -n 2`` if any, and measure it."""
         environment = {"PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": str(self.numba_cache)}
-        return measure([sys.executable, "-m", "sparsecv.cli", *arguments], log=log, cwd=cwd, environment=environment)
+        return measure([*start, sys.executable, "-m", "sparsecv.cli", *arguments], log=log, cwd=cwd, environment=environment)
 
 
 def newest_kernel() -> float:

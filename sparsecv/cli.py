@@ -23,7 +23,8 @@ from typing import Any, NoReturn
 
 from sparsecv import __version__
 from sparsecv.engine.commands import DeviceError
-from sparsecv.engine.errors import InputError
+from sparsecv.engine.errors import InputError, complain
+from sparsecv.engine.ranks.launch import failure, is_first, launched
 
 # Modules are imported when their command runs: all of them together take a second.
 COMMANDS = {
@@ -39,6 +40,7 @@ COMMANDS = {
     "simulate": ("sparsecv.engine.commands.simulate", "particles with known truth"),
     "check": ("sparsecv.engine.check", "versions, devices and a short run: does the installation work?"),
 }
+IN_RANKS = ("refine",)  # commands that several processes can share
 FAILED, WRONG_INPUT, NO_DEVICE, DISK, INTERRUPTED, TERMINATED = 1, 2, 3, 74, 130, 143
 
 
@@ -80,6 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # the reader of our output has gone; what is left in the buffer must not fail again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        failure(DISK, "the reader of the output has gone")
         return DISK
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
@@ -92,8 +95,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _complain(text: str, status: int) -> int:
-    line = " ".join(text.split())
-    print(f"sparsecv: error: {line}".encode(errors="backslashreplace").decode(), file=sys.stderr, flush=True)
+    """One line, whoever of several processes has failed."""
+    failure(status, text)  # does not return where this process is one of several that know of each other
+    if is_first():
+        complain(text)
     return status
 
 
@@ -126,6 +131,9 @@ def _dispatch(arguments: list[str]) -> int:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         raise InputError("unknown command", value=name, rule=f"one of {', '.join(COMMANDS)}",
                          remedy=f"did you mean {near[0]}?" if near else None)
+    if name not in IN_RANKS and launched() > 1:
+        raise InputError("runs in one process", item=name, value=launched(),
+                         rule=f"mpirun starts several of {', '.join(IN_RANKS)} only", remedy="leave mpirun away")
     module = importlib.import_module(COMMANDS[name][0])
     return _run(name, module, arguments)
 

@@ -10,11 +10,20 @@ SPARSECV_HOME = "SPARSECV_HOME"
 SPARSECV_ENV_ACTIVATION = "SPARSECV_ENV_ACTIVATION"
 """Shell command that makes ``sparsecv`` callable (``conda activate ...``); takes the place of SPARSECV_HOME."""
 
+SPARSECV_INSTALL = "SPARSECV_INSTALL"
+"""How the engine's environment is made: venv (default) or conda."""
+
 SPARSECV_PYTHON = "SPARSECV_PYTHON"
 """Python >= 3.10 from which the environment is made; looked for on the PATH when empty."""
 
 SPARSECV_CUDA = "SPARSECV_CUDA"
 """CUDA generation to install CuPy for: auto (by the driver), 12, 13 or none."""
+
+VENV, CONDA = INSTALLS = ("venv", "conda")
+"""Values of SPARSECV_INSTALL."""
+
+CONDA_PYTHON = "3.11"
+"""Python of a conda environment."""
 
 CUDA_EXTRAS = {"12": "cuda12", "13": "cuda13", "none": ""}
 """Value of SPARSECV_CUDA to extra of the distribution."""

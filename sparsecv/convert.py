@@ -18,9 +18,15 @@ from pyworkflow.object import Float, Integer
 from sparsecv.star import StarError, parse_star, read_star, write_star
 
 PARTICLES, OPTICS = "particles", "optics"
+DECISIVE = ("rlnRandomSubset", "rlnOpticsGroup")  # in which all rows of an image have to agree
+MOST_LINKS = 20  # that are followed from one name of a stack to the next
 UNWRITTEN = {"_rlnImageId", "_rlnImageName", "_rlnOpticsGroup", "_rlnRandomSubset"}
 RECOVERED = ("rlnRandomSubset", "rlnOpticsGroup", "rlnOpticsGroupName", "rlnNormCorrection", "rlnGroupName",
              "rlnGroupNumber", "rlnMicrographName", "rlnCtfScalefactor", "rlnCtfBfactor", "rlnPhaseShift")  # fmt: skip
+
+NO_HALF_SETS = ("The particles have no half sets in Scipion: they are drawn anew. If they were refined before, give "
+                "the original STAR or .cs file, so that the halves stay independent.")  # fmt: skip
+SAME_ALIGNMENT = "All particles have the same alignment, which is taken for none."
 
 
 class ConversionError(Exception):
@@ -138,17 +144,18 @@ def write_particles(particles, path, original=None, invert=False):
     Raises
     ------
     ConversionError
-        Particles without CTF, that mirror, or an original file that does not fit.
+        Particles without CTF, that mirror, whose images are missing, or an original file that does not fit.
     """
     if not particles.hasCTF():
         raise ConversionError("the particles have no CTF: refinement needs one for each")
     rows, matrices = _rows_of(particles)
     pixel_size = particles.getSamplingRate()
-    if particles.hasAlignmentProj():
+    optics, said = _optics_of(particles), []
+    if particles.hasAlignmentProj() and are_alike(matrices):
+        said.append(SAME_ALIGNMENT)
+    elif particles.hasAlignmentProj():
         for row, values in zip(rows, zip(*from_scipion(matrices, pixel_size))):
             row.update(zip(POSE, ("%.6f" % value for value in values)))
-    optics = _optics_of(particles)
-    said = []
     if original:
         optics = _recover(rows, original, optics, said)
     said += _check_half_sets(rows)
@@ -157,6 +164,9 @@ def write_particles(particles, path, original=None, invert=False):
         for row in rows:
             row["rlnCtfScalefactor"] = "%.6f" % -float(row.get("rlnCtfScalefactor", 1))
     dim = particles.getDim()
+    if dim is None:  # which Scipion finds out when it imports them
+        raise ConversionError("the images of the particles cannot be read: there is no %s"
+                              % rows[0]["rlnImageName"].partition("@")[2])  # fmt: skip
     for group in optics.values():
         group["rlnImagePixelSize"] = group.get("rlnImagePixelSize", "%.6f" % pixel_size)
         group["rlnImageSize"], group["rlnImageDimensionality"] = str(dim[0]), "2"
@@ -165,6 +175,17 @@ def write_particles(particles, path, original=None, invert=False):
     except StarError as error:
         raise ConversionError(str(error))
     return said
+
+
+def matrix_of(particle):
+    """Return Scipion's matrix (4, 4) of a particle, a copy; the identity where it has none."""
+    transform = particle.getTransform()
+    return np.eye(4) if transform is None else np.array(transform.getMatrix())
+
+
+def are_alike(matrices):
+    """Whether several alignments are all the same: a file without any, which the importer has filled up."""
+    return len(matrices) > 1 and bool(np.all(np.asarray(matrices) == matrices[0]))
 
 
 def _rows_of(particles):
@@ -196,8 +217,7 @@ def _rows_of(particles):
             if label.startswith("_rln") and label not in UNWRITTEN and value.hasValue():
                 row.setdefault(label[1:], str(value))
         rows.append(row)
-        transform = particle.getTransform()
-        matrices.append(np.eye(4) if transform is None else np.array(transform.getMatrix()))
+        matrices.append(matrix_of(particle))
     _complete(rows)
     return rows, np.array(matrices)
 
@@ -236,8 +256,7 @@ def _check_half_sets(rows):
         row.pop("rlnRandomSubset", None)
     if any(subset in ("1", "2") for subset in subsets):
         return ["Half sets are given for some of the particles only, or all are in one: all are drawn anew."]
-    return ["The particles have no half sets in Scipion: they are drawn anew. If they were refined before, give the "
-            "original STAR or .cs file, so that the halves stay independent."]  # fmt: skip
+    return [NO_HALF_SETS]
 
 
 def _check_optics(rows, optics, is_recovered):
@@ -262,24 +281,76 @@ def image_key(name):
 def _recover(rows, original, optics, said):
     """Fill rows with what the original file says; return the optics table to be used."""
     found, table = read_original(original)
-    keys = [image_key(row["rlnImageName"]) for row in rows]
-    matched = sum(key in found for key in keys)
-    if matched == 0:
+    stacks = {}
+    values = []
+    for row in rows:
+        index, _, stack = row["rlnImageName"].partition("@")
+        if stack not in stacks:
+            stacks[stack] = _names_behind(stack)
+        values.append(_find(found, index, stacks[stack], original))
+    missing = values.count(None)
+    if missing == len(rows):
         raise ConversionError("none of the particles is in the original file %s" % original)
-    if matched < len(rows):
-        raise ConversionError(
-            "%d of %d particles are not in the original file %s" % (len(rows) - matched, len(rows), original)
-        )
-    for key, row in zip(keys, rows):
-        row.update(found[key])
+    if missing:
+        raise ConversionError("%d of %d particles are not in the original file %s" % (missing, len(rows), original))
+    for row, part in zip(rows, values):
+        row.update(part)
     _complete(rows)
     if not any("rlnRandomSubset" in row for row in rows):
         said.append("The original file has no half sets.")
     return table or optics
 
 
+def _names_behind(path):
+    """Return the name of a file and those that its links lead to: importers link stacks under names of their own."""
+    names = [path]
+    while os.path.islink(names[-1]) and len(names) < MOST_LINKS:
+        names.append(os.path.normpath(os.path.join(os.path.dirname(names[-1]), os.readlink(names[-1]))))
+    return names
+
+
+def _find(found, index, names, original):
+    """Return what the original file says about an image of a stack with these names; None if it does not know it.
+
+    Of several stacks with this name the one whose folders agree furthest is meant (``Extract/job007/Movies/a.mrcs``).
+    """
+    for name in names:
+        places = found.get(image_key("%s@%s" % (index, name)), ())
+        if len(places) < 2:
+            if places:
+                return places[0][1]
+            continue
+        folders = os.path.dirname(name).split(os.sep)[::-1]
+        ranks = [_agreement(place.split("/")[::-1], folders) for place, _ in places]
+        best = [values for rank, (_, values) in zip(ranks, places) if rank == max(ranks)]
+        # the same image may stand in several rows, for each of its poses
+        if any(values.get(column) != best[0].get(column) for values in best for column in DECISIVE):
+            raise ConversionError("the original file %s says different things about image %s of %s, or of stacks with "
+                                  "that name in other folders" % (original, int(index), name))  # fmt: skip
+        return best[0]
+    return None
+
+
+def _agreement(first, second):
+    """Return how many words two lists begin with alike."""
+    count = 0
+    for one, other in zip(first, second):
+        if one != other:
+            break
+        count += 1
+    return count
+
+
 def read_original(path):
-    """Return what a STAR or .cs file says about each image by :func:`image_key`, and its optics table or None.
+    """Return what a STAR or .cs file says about its images, and its optics table or None.
+
+    Returns
+    -------
+    found : dict
+        By :func:`image_key`, a list of (folders of the stack, dictionary of values): the same key may stand for stacks
+        in several folders.
+    optics : OrderedDict or None
+        Rows of the optics table by group.
 
     Raises
     ------
@@ -302,7 +373,9 @@ def _read_star(path):
     if not rows or "rlnImageName" not in rows[0]:
         raise ValueError("it has no column rlnImageName")
     kept = [name for name in RECOVERED if name in rows[0]]
-    found = {image_key(row["rlnImageName"]): {name: row[name] for name in kept} for row in rows}
+    found = {}
+    for row in rows:
+        _keep(found, row["rlnImageName"], {name: row[name] for name in kept})
     optics = OrderedDict((row["rlnOpticsGroup"], row) for row in tables.get(OPTICS, ()))
     return found, optics or None
 
@@ -317,11 +390,17 @@ def _read_cs(path):
     for number in range(len(table)):
         stack = table["blob/path"][number]
         stack = stack.decode("utf-8") if isinstance(stack, bytes) else str(stack)
+        stack = stack.lstrip(">")  # which exported files have
         values = {}
         if "alignments3D/split" in fields:
             values["rlnRandomSubset"] = str(int(table["alignments3D/split"][number]) + 1)
-        found[image_key("%d@%s" % (int(table["blob/idx"][number]) + 1, stack))] = values
+        _keep(found, "%d@%s" % (int(table["blob/idx"][number]) + 1, stack), values)
     return found
+
+
+def _keep(found, name, values):
+    folders = os.path.dirname(name.rpartition("@")[2])
+    found.setdefault(image_key(name), []).append((folders, values))
 
 
 # ------------------------------------------------------------------------------------------------ STAR file to Scipion

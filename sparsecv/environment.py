@@ -17,8 +17,9 @@ import tempfile
 from pathlib import Path
 
 from sparsecv import __version__
-from sparsecv.constants import DISTRIBUTION, FOREIGN_VARIABLES
+from sparsecv.constants import CUDA_EXTRAS, DISTRIBUTION, FOREIGN_VARIABLES
 
+OLDEST_DRIVER = 525  # that runs CUDA 12
 OLDEST, NEWEST = (3, 10), (3, 13)
 SCIPION_OLDEST, SCIPION_NEWEST = (3, 8), (3, 12)
 CONSTRAINTS = Path(__file__).resolve().parent / "constraints.txt"
@@ -137,13 +138,46 @@ def install(folder, extras, source=""):
     _run([*pip, "--constraint", str(CONSTRAINTS), *what], PYTHONWARNINGS="ignore")
 
 
-def ensure(folder, extras, source="", python=""):
+def driver_version():
+    """Return the major version of the NVIDIA driver, 0 where there is none."""
+    try:
+        said = subprocess.check_output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+                                       stderr=subprocess.DEVNULL, timeout=20)  # fmt: skip
+        return int(said.decode("ascii", "replace").split(".")[0])
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return 0
+
+
+def cuda_extras(asked, driver):
+    """Return the extras for a key of ``CUDA_EXTRAS`` or "auto": what suits a driver's version (0: none is seen).
+
+    CUDA 12 serves every card from Volta to Blackwell and every driver from 525 on. A machine without a driver gets it,
+    too: it may be the head of a cluster whose nodes have cards.
+    """
+    if asked == "auto":
+        asked = "none" if 0 < driver < OLDEST_DRIVER else "12"
+    return {CUDA_EXTRAS[asked]} - {""}
+
+
+def ensure(folder, extras, source="", python="", existing=False):
     """Make the environment, or bring it up to date, unless it is there already.
+
+    Parameters
+    ----------
+    folder, extras, source, python
+        As of :func:`install` and :func:`find_python`.
+    existing : bool
+        The environment was made by another program (conda): it is never made here.
 
     Returns
     -------
     bool
         True if something was done.
+
+    Raises
+    ------
+    EnvironmentProblem
+        If there is no Python that is new enough, or an existing environment has none with pip.
     """
     folder, extras = Path(folder), set(extras)
     digest = _digest(source)
@@ -151,9 +185,16 @@ def ensure(folder, extras, source="", python=""):
     if before.get("digest") == digest and extras <= set(before.get("extras", ())):
         return False
     print(f"Setting up {folder} (a minute or two, once) ...", file=sys.stderr, flush=True)
-    if _succeeds([str(_python_in(folder)), "-m", "pip", "--version"]):
+    version = _version_of(str(_python_in(folder)))
+    if existing and version and version < OLDEST:
+        raise EnvironmentProblem(
+            f"{folder} has Python {version[0]}.{version[1]}; remedy: make it with {OLDEST[0]}.{OLDEST[1]} or later"
+        )
+    if version and _succeeds([str(_python_in(folder)), "-m", "pip", "--version"]):
         extras |= set(before.get("extras", ()))
         (folder / STAMP).unlink(missing_ok=True)
+    elif existing:
+        raise EnvironmentProblem(f"{folder} has no Python with pip; remedy: make the environment anew")
     else:
         make_environment(folder, find_python(python))
     install(folder, extras, source)
@@ -241,6 +282,10 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="sparsecv.environment", description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="the environment to make")
     parser.add_argument("--extras", default="engine", help="comma-separated extras (default: engine)")
+    parser.add_argument("--cuda", default="none", choices=["auto", *CUDA_EXTRAS],
+                        help="CUDA generation to install CuPy for; auto: by the driver (default: none)")
+    parser.add_argument("--existing", action="store_true",
+                        help="the environment is there, made by conda: install into it only")
     parser.add_argument("--source", default="", help="checkout to install in place (default: the released version)")
     parser.add_argument("--scipion", metavar="FILE", default="",
                         help="instead of the engine, Scipion as in a requirements file, with the checkout in place")
@@ -250,7 +295,9 @@ def main(arguments=None):
         if options.scipion:
             ensure_scipion(options.folder, options.scipion, options.source or ".", options.python)
             return 0
-        ensure(options.folder, [name for name in options.extras.split(",") if name], options.source, options.python)
+        extras = {name for name in options.extras.split(",") if name}
+        extras |= cuda_extras(options.cuda, driver_version() if options.cuda == "auto" else 0)
+        ensure(options.folder, extras, options.source, options.python, options.existing)
     except EnvironmentProblem as problem:
         print(f"sparsecv.environment: {problem}", file=sys.stderr)
         return 1

@@ -140,6 +140,31 @@ class TestEnvironment:
         assert environment.ensure(folder, ["engine", "dev"], str(PROJECT))
         assert not environment.ensure(folder, ["engine"], str(PROJECT))
 
+    def test_cuda_follows_the_driver(self) -> None:
+        """A machine without a card may be the head of a cluster; an old driver can run nothing that is installed."""
+        for asked, driver, extras in (
+            ("auto", 0, {"cuda12"}),
+            ("auto", 470, set()),
+            ("auto", 550, {"cuda12"}),
+            ("13", 470, {"cuda13"}),
+            ("none", 550, set()),
+        ):
+            assert environment.cuda_extras(asked, driver) == extras
+
+    def test_what_conda_has_made_is_not_made_again(self, tmp_path: Path, calls: list[list[str]]) -> None:
+        """A folder without pip, and one of an old Python: making them here would destroy them."""
+        with pytest.raises(environment.EnvironmentProblem, match="has no Python with pip; remedy"):
+            environment.ensure(tmp_path, ["engine"], existing=True)
+        (tmp_path / "bin").mkdir()
+        (tmp_path / "bin" / "python").write_text("#!/bin/sh\necho 3 9\n")
+        (tmp_path / "bin" / "python").chmod(0o755)
+        with pytest.raises(environment.EnvironmentProblem, match=r"has Python 3\.9; remedy"):
+            environment.ensure(tmp_path, ["engine"], existing=True)
+        assert calls == []
+        (tmp_path / "bin" / "python").write_text("#!/bin/sh\necho 3 11\n")
+        assert environment.ensure(tmp_path, ["engine"], existing=True)
+        assert [command[1:4] for command in calls] == [["-m", "pip", "install"]]
+
     def test_an_interrupted_run_is_repeated(self, tmp_path: Path, calls: list[list[str]]) -> None:
         folder = tmp_path / "env"
         folder.mkdir()

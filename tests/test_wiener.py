@@ -17,7 +17,12 @@ from sparsecv.engine.io.mrc import write_map, write_stack
 from sparsecv.engine.physics.masks import fade_corners, sphere
 from sparsecv.engine.physics.symmetry import symmetry_matrices, unique_directions
 from sparsecv.engine.refine import loop
-from sparsecv.engine.refine.joining import frame_shift, joined_map, share_low_resolution
+from sparsecv.engine.refine.joining import (
+    frame_shift,
+    joined_map,
+    low_resolution,
+    with_shared_low_resolution,
+)
 from sparsecv.engine.refine.loop import Iteration
 from sparsecv.engine.refine.prepare import prepare
 from sparsecv.engine.refine.regularisers import Evidence, Regularised, Wiener
@@ -93,7 +98,8 @@ def test_the_joined_map_knows_twice_as_much(tau_factor: float) -> None:
 def test_shared_low_resolution_is_the_mean_of_both() -> None:
     first = even_evidence(np.ones(LAST + 1)).quarters[0]
     second = even_evidence(np.ones(LAST + 1), blobs(BOX, seed=2)).quarters[0]
-    one, two = share_low_resolution(cpu, first, second, 4)
+    low = low_resolution(cpu, first, 4), low_resolution(cpu, second, 4)
+    one, two = (with_shared_low_resolution(cpu, own, low, 4) for own in (first, second))
     low = radial(cpu, np.arange(LAST + 1) <= 4, first.weight.shape) > 0
     for shared, own in ((one, first), (two, second)):
         np.testing.assert_allclose(shared.data[low], (first.data[low] + second.data[low]) / 2)

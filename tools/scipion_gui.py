@@ -1,76 +1,50 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Drive Scipion's own windows through the plugin, and save a picture of each: to be looked at.
+"""Use the plugin as a user does, in Scipion's own windows with the mouse, and save a picture of each: to be looked at.
 
-    Xvfb :77 -screen 0 1600x1000x24 & DISPLAY=:77 openbox &
-    DISPLAY=:77 SPARSECV_HOME=$PWD/.venv .scipion/python3/bin/python tools/scipion_gui.py FOLDER
+    Xvfb :77 -screen 0 1600x1200x24 & DISPLAY=:77 openbox &
+    DISPLAY=:77 SPARSECV_HOME=$PWD/.venv .scipion/python3/bin/python tools/scipion_gui.py FOLDER [RUN]
 
-Simulates a small data set, runs the protocols of the RELION template on it, opens the project, the form of each
-protocol and each button of its Analyze Results. Needs xvfb, openbox and ImageMagick.
+Simulates a small data set, imports the RELION template as a workflow, and then for each of its protocols: opens the
+form, presses each wizard, presses Execute, waits for the run, presses Analyze Results and each button there. ChimeraX
+is a script that notes what it is given; the notes are checked. Ends with status 1 if anything was not as it should be.
+With the number of a run, only that one is done again, in the folder of an earlier call.
+Needs xvfb, openbox, xdotool, ImageMagick and scipion-em-relion.
 """
 
 import importlib
+import json
 import os
+import re
 import subprocess
 import sys
 import time
+import tkinter as tk
+import traceback
 
 os.environ["MPLBACKEND"] = "TkAgg"
-importlib.import_module("sparsecv.tests.conftest")  # sets Scipion's variables, before it is imported
+FOLDER = os.path.abspath(sys.argv[1])
+# what has to stand before Scipion is imported: all that it writes is in the folder
+os.makedirs(os.path.join(FOLDER, "scipion"), exist_ok=True)
+os.environ.update(SCIPION_HOME=os.path.join(FOLDER, "scipion"), EM_ROOT=os.path.join(FOLDER, "em"),
+                  SCIPION_USER_DATA=os.path.join(FOLDER, "scipion", "data"))  # fmt: skip
+importlib.import_module("sparsecv.tests.conftest")
 
 import matplotlib.pyplot as plt
 import pyworkflow as pw
-from pwem.protocols import ProtImportParticles, ProtImportPdb, ProtImportVolumes
+from pwem.viewers.viewer_chimera import Chimera
 from pyworkflow.gui.project import ProjectWindow
 from pyworkflow.project import Manager
+from pyworkflow.template import LocalTemplate
 
-from sparsecv import protocols, viewers
-from sparsecv.tests.data import particle_set, simulated
+import sparsecv
+from sparsecv import protocols
+from sparsecv.tests.data import simulated
 
 NAME, PIXEL_SIZE = "SparsecvPictures", 3.0
-DRAWN = 2500  # ms until a window is on the screen
-
-
-def make_project(folder):
-    """A project in which everything has been run, now or by an earlier call with the same SCIPION_HOME."""
-    pw.Config.getDomain().getPlugins()
-    if Manager().hasProject(NAME):
-        project = Manager().loadProject(NAME)
-        os.chdir(project.path)
-        kinds = [getattr(protocols, name) for name in protocols.__all__]
-        return project.path, [run for run in project.getRuns() if type(run) in kinds]
-    project = Manager().createProject(NAME)
-    os.chdir(project.path)
-    data = simulated(os.path.join(folder, "data"), particles=900, box=64, pixel_size=PIXEL_SIZE, snr=0.15)
-    particle_set(os.path.join(folder, "particles.sqlite"), os.path.join(data, "truth.star"), PIXEL_SIZE).close()
-    subprocess.run([os.path.join(os.environ["SPARSECV_HOME"], "bin", "python"), "-c", MODEL,
-                    os.path.join(folder, "model.cif")], check=True)  # fmt: skip
-
-    def run(kind, label, **values):
-        made = project.newProtocol(kind, **values)
-        made.setObjLabel(label)
-        project.launchProtocol(made, wait=True)
-        print(label, made.getStatus(), made.getErrorMessage(), flush=True)
-        return made
-
-    particles = run(ProtImportParticles, "import particles", importFrom=ProtImportParticles.IMPORT_FROM_SCIPION,
-                    sqliteFile=os.path.join(folder, "particles.sqlite"), magnification=50000,
-                    samplingRate=PIXEL_SIZE)  # fmt: skip
-    reference = run(ProtImportVolumes, "starting map", filesPath=os.path.join(data, "reference.mrc"),
-                    samplingRate=PIXEL_SIZE)  # fmt: skip
-    model = run(ProtImportPdb, "model", inputPdbData=1, pdbFile=os.path.join(folder, "model.cif"))
-    made = []
-    for kind, label in ((protocols.SparseCvProtRefine, "sparse + TV"),
-                        (protocols.SparseCvProtNonUniform, "non-uniform")):  # fmt: skip
-        refined = run(kind, label, inputParticles=particles.outputParticles, referenceVolume=reference.outputVolume,
-                      localSearches=True, initialLowPass=30, iterations=6, useGpu=False, numberOfThreads=2)  # fmt: skip
-        made += [refined, run(protocols.SparseCvProtPostprocess, "post-processing, " + label,
-                              inputVolume=refined.outputVolume)]  # fmt: skip
-    made.append(run(protocols.SparseCvProtNuFilter, "filter", inputVolume=made[0].outputVolume, useGpu=False))
-    made.append(run(protocols.SparseCvProtModelFsc, "validation", inputVolume=made[1].outputVolume, fit=1, frame=2,
-                    versusVolume=made[3].outputVolume, atomStruct=model.outputPdb))  # fmt: skip
-    return project.path, made
-
-
+TEMPLATE = os.path.join(os.path.dirname(sparsecv.__file__), "templates", "sparsecv_relion.json.template")
+NOTES = os.path.join(FOLDER, "chimerax.txt")
+LONGEST = 400  # s that a protocol may take
+SLOWEST = 30  # s that a window may take
 # the simulator's protein as a model, where the simulator puts it
 MODEL = """
 import sys
@@ -83,87 +57,308 @@ write_structure(sys.argv[1], structure_of(atoms, sorted(set(atoms.chains.tolist(
 """.format(tests=os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tests"))
 
 
-class Pictures:
-    """Windows of one protocol, one after the other; the process ends with them, as Scipion's windows keep threads."""
+# ------------------------------------------------------------------------------------------------- before the windows
+def make_data():
+    """Simulate what the template asks for; returns the JSON of the workflow, with a filter besides."""
+    data = simulated(os.path.join(FOLDER, "data"), particles=900, box=64, pixel_size=PIXEL_SIZE, snr=0.15)
+    model = os.path.join(FOLDER, "model.cif")
+    subprocess.run([os.path.join(os.environ["SPARSECV_HOME"], "bin", "python"), "-c", MODEL, model], check=True)
+    template = LocalTemplate("sparsecv", TEMPLATE)
+    template.replaceEnvVariables()
+    template.parseContent()
+    values = {"particles": os.path.join(data, "truth.star"), "reference": os.path.join(data, "reference.mrc"),
+              "model": model, "sampling": PIXEL_SIZE, "refsampling": PIXEL_SIZE, "lowpass": 30, "local": True,
+              "gpu": False, "iterations": 5, "threads": 2, "fit": 1}  # fmt: skip
+    for alias, value in values.items():
+        if not template.setParamValue(alias, str(value)):
+            raise SystemExit(f"the template has no {alias}")
+    with open(template.createTemplateFile()) as made:
+        workflow = json.load(made)
+    workflow.append({"object.className": "SparseCvProtNuFilter", "object.id": "40", "object.label": "filter",
+                     "object.comment": "", "inputVolume": "10.outputVolume", "useGpu": "False"})  # fmt: skip
+    return json.dumps(workflow, indent=1)
 
-    def __init__(self, path, protocol, folder):
-        self.window = ProjectWindow(path)
-        self.protocol, self.folder, self.count = protocol, folder, 0
+
+def make_chimerax():
+    """Put a program where pwem looks for ChimeraX; it notes its arguments, one a line."""
+    program = os.path.join(Chimera.getHome(), "bin", "ChimeraX")
+    os.makedirs(os.path.dirname(program), exist_ok=True)
+    with open(program, "w") as out:
+        out.write(f"#!/bin/sh\nprintf '%s\\n' \"$@\" >> '{NOTES}'\n")
+    os.chmod(program, 0o755)
+    open(NOTES, "w").close()
+
+
+# -------------------------------------------------------------------------------------------------------- the windows
+class Missing(Exception):
+    """A window or button that should be there is not."""
+
+
+class User:
+    """Does one thing after the other with the mouse; what is done is a generator that yields how long to wait, in s.
+
+    Windows and dialogs hold the program in loops of their own; the user's turns come by Tk's timer in whichever runs.
+    """
+
+    def __init__(self, window, actions):
+        self.window, self.root, self.count = window, window.root, 0
+        self.actions = actions(self)
+        self.code = 1
+        self.root.after(4000, self.turn)
+
+    def turn(self):
+        """The next action; at the end the process ends, as Scipion's windows keep threads."""
+        try:
+            pause = next(self.actions)
+        except StopIteration:
+            self.code = 0
+        except Exception:
+            traceback.print_exc()
+            self.take("failed")
+        else:
+            self.root.after(int(1000 * pause), self.turn)
+            return
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(self.code)
 
     def take(self, name):
         """Save what the screen shows."""
-        self.window.root.update()
+        self.root.update_idletasks()
         self.count += 1
-        path = os.path.join(self.folder, f"{self.count:02d}_{name}.png")
+        stage = sys.argv[2] if len(sys.argv) > 2 else "0"
+        path = os.path.join(FOLDER, f"{int(stage):04d}_{self.count:02d}_{name}.png")
         subprocess.run(["import", "-window", "root", path], check=True)
         print(path, flush=True)
 
-    def close_others(self):
-        """Close everything but the project."""
+    def click(self, widget, times=1):
+        """Press the left button on the middle of a widget."""
+        widget.update_idletasks()
+        if not widget.winfo_viewable():
+            raise Missing(f"{widget} cannot be seen")
+        x, y = widget.winfo_rootx() + widget.winfo_width() // 2, widget.winfo_rooty() + widget.winfo_height() // 2
+        subprocess.run(["xdotool", "mousemove", str(x), str(y)], check=True)
+        subprocess.run(["xdotool", "click", "--repeat", str(times), "--delay", "60", "1"], check=True)
+
+    def walk(self, widget=None):
+        """All widgets below one, those of the newest windows last."""
+        for child in (widget or self.root).winfo_children():
+            yield child
+            yield from self.walk(child)
+
+    def windows(self):
+        """Windows besides the project's, oldest first."""
+        return [one for one in self.walk() if isinstance(one, tk.Toplevel) and one.winfo_viewable()]
+
+    def buttons(self, window, text="", command=""):
+        """Buttons of a window with a label, or with a method behind them."""
+        return [one for one in self.walk(window) if one.winfo_class() == "Button" and one.winfo_viewable()
+                and (not text or str(one.cget("text")).strip() == text)
+                and (not command or str(one.cget("command")).endswith(command))]  # fmt: skip
+
+    def press(self, window, text="", command=""):
+        """Press the only button like that."""
+        found = self.buttons(window, text, command)
+        if len(found) != 1:
+            there = [str(one.cget("text")) for one in self.buttons(window)]
+            raise Missing(f"{len(found)} buttons {text or command} among {there}")
+        self.click(found[0])
+
+    def new_windows(self, before):
+        """Those that have come since ``before`` (a list of windows)."""
+        return [one for one in self.windows() if one not in before]
+
+    def opened(self, before):
+        """Wait for a window that has come since ``before``; is its value when it has been drawn."""
+        end = time.time() + SLOWEST
+        while not self.new_windows(before):
+            if time.time() > end:
+                raise Missing("no window has opened")
+            yield 0.3
+        yield 1.5
+        return self.new_windows(before)[-1]
+
+
+def import_workflow(user):
+    """Project, Import workflow: the file is chosen in the browser."""
+    yield 0
+    before = user.windows()
+    user.root.after(1, user.window.onImportWorkflow)
+    browser = yield from user.opened(before)
+    tree = next(one for one in user.walk(browser) if one.winfo_class() == "Treeview")
+    item = next(one for one in tree.get_children() if tree.item(one)["text"] == "workflow.json")
+    tree.see(item)
+    yield 0.5
+    x, y, _, height = tree.bbox(item)
+    subprocess.run(["xdotool", "mousemove", str(tree.winfo_rootx() + x + 60),
+                    str(tree.winfo_rooty() + y + height // 2), "click", "1"], check=True)  # fmt: skip
+    yield 1
+    user.take("import_workflow")
+    user.press(browser, text="Import")
+    yield 8
+    user.take("workflow")
+
+
+def run_protocol(user, number):
+    """The form with its wizards, Execute, Analyze Results."""
+    view, project = user.window.viewWidget, user.window.project
+    protocol = project.getProtocol(number)
+    name = type(protocol).__name__
+    view._selectItemProtocol(protocol)
+    view._selection[:] = [number]
+    view._updateSelection()
+    yield 1
+    before = user.windows()
+    user.root.after(1, lambda: view._openProtocolForm(protocol))
+    form = yield from user.opened(before)
+    user.take(name + "_form")
+    if name in protocols.__all__:
+        yield from press_wizards(user, form, name)
+        yield from other_tabs(user, form, name)
+    user.press(form, text="Execute")
+    yield 2
+    while user.new_windows(before):
+        dialog = user.new_windows(before)[-1]
+        user.take(name + "_says")
+        # warnings are confirmed, and that what follows is not run yet; errors are not
+        user.press(dialog, text="Single" if user.buttons(dialog, text="Single") else "Yes")
+        yield 2
+    end = time.time() + LONGEST
+    while not protocol.isFinished():
+        if protocol.isFailed() or protocol.isAborted() or time.time() > end:
+            raise Missing(f"{name} did not finish: {protocol.getErrorMessage()}")
+        yield 2
+        project._updateProtocol(protocol)
+    view.refreshRuns(checkPids=True)
+    yield 3
+    user.take(name + "_finished")
+    if name in protocols.__all__:
+        yield from analyse(user, name, protocol)
+
+
+def press_wizards(user, form, name):
+    """Each wizard that can be seen; what it proposes is taken."""
+    for wizard in user.buttons(form, command="_showWizard"):
+        before = user.windows()
+        user.click(wizard)
+        dialog = yield from user.opened(before)
+        title = re.sub(r"\W+", "_", dialog.title()).lower()
+        tree = next((one for one in user.walk(dialog) if one.winfo_class() == "Treeview"), None)
+        if tree is not None and tree.get_children():
+            tree.selection_set(tree.get_children()[0])
+        yield 1
+        user.take(f"{name}_wizard_{title}")
+        user.press(dialog, text="Select" if user.buttons(dialog, text="Select") else "OK")
+        yield 2
+        if user.new_windows(before):
+            raise Missing(f"the wizard {title} did not close")
+
+
+def other_tabs(user, form, name):
+    """Pictures of the other pages of a form, and of all with everything that experts can set."""
+    book = next(one for one in user.walk(form) if one.winfo_class() == "TNotebook")
+    levels = {one.cget("text"): one for one in user.walk(form) if one.winfo_class() == "Radiobutton"}
+    for level in ("Normal", "Advanced"):
+        user.click(levels[level])
+        yield 1
+        for index in range(level == "Normal", len(book.tabs())):
+            book.select(index)
+            yield 1
+            user.take(f"{name}_form_{level}_{index}".lower())
+        book.select(0)
+        yield 1
+    user.click(levels["Normal"])
+    yield 1
+
+
+def analyse(user, name, protocol):
+    """Analyze Results, its wizard, and each of its buttons."""
+    before = user.windows()
+    user.click(user.window.viewWidget.btnAnalyze)
+    results = yield from user.opened(before)
+    user.take(name + "_results")
+    yield from press_wizards(user, results, name)
+    browser = os.environ["BROWSER_NOTES"]
+    for number, button in enumerate(user.buttons(results, command="_visualizeVar")):
+        seen, noted, paged = plt.get_fignums(), read(NOTES), read(browser)
+        before = user.windows()
+        user.click(button)
+        yield 3
+        if user.new_windows(before):
+            user.take(f"{name}_results_{number}_says")
+            raise Missing(f"button {number} of {name} complains")
+        if plt.get_fignums() == seen:
+            given = [line for line in read(NOTES)[len(noted) :] + read(browser)[len(paged) :] if line]
+            print(f"{name}, button {number}: handed over {given}", flush=True)
+            check_handed_over(given, protocol)
+            continue
+        user.take(f"{name}_results_{number}")
         plt.close("all")
-        for child in self.window.root.winfo_children():
-            if child.winfo_class() == "Toplevel":
-                child.destroy()
+        yield 1
 
-    def opened(self, show, *then):
-        """Open a window that holds the program until it is closed; what comes ``then`` is done while it is open."""
 
-        def while_open():
-            try:
-                for step in then:
-                    step()
-            finally:
-                self.close_others()
-                self.window.root.quit()  # of the loop that the window has begun
+def read(path):
+    """Lines of a file of notes."""
+    with open(path) as text:
+        return text.read().split("\n")[:-1]
 
-        self.window.root.after(DRAWN, while_open)
-        show()
 
-    def press(self, viewer, name, button, show):
-        """Press a button of Analyze Results."""
-        for one in show(None):
-            one.show(block=False) if hasattr(one, "figure") else one.show()
-        end = time.time() + 1.0
-        while time.time() < end:
-            self.window.root.update()
-        self.take(f"{name}_{button}")
-        plt.close("all")
+def check_handed_over(given, protocol):
+    """One file that is there, of this protocol; and of a script all that it opens is there."""
+    if len(given) != 1:
+        raise Missing(f"a button has neither drawn anything nor handed over one file: {given}")
+    path = given[0].replace("file://", "")
+    folder = os.path.abspath(protocol._getExtraPath())
+    if not (os.path.isabs(path) and os.path.isfile(path) and os.path.dirname(path) == folder):
+        raise Missing(f"{path} is no file of {folder}")
+    if path.endswith(".cxc"):
+        opened = re.findall(r'^open\s+"?([^"\s]+)"?', open(path).read(), re.M)
+        lost = [one for one in opened if not os.path.isfile(os.path.join(folder, one))]
+        if not opened or lost:
+            raise Missing(f"{path} opens {opened}, of which {lost} are not there")
 
-    def run(self):
-        """The form of a protocol, and each button of its results."""
-        view, protocol = self.window.viewWidget, self.protocol
-        name = f"{protocol.getObjId()}_{type(protocol).__name__}"
-        self.opened(lambda: view._openProtocolForm(protocol, disableRunMode=True), lambda: self.take(name + "_form"))
-        kinds = [getattr(viewers, one) for one in viewers.__all__]
-        kind = next(one for one in kinds if type(protocol) in one._targets)
-        viewer = kind(project=self.window.project, protocol=protocol, parent=self.window)
 
-        def press_all():
-            self.take(name + "_results")
-            for button, show in viewer._getVisualizeDict().items():
-                if hasattr(viewer, button) and button not in ("doShowPage", "doShowChimera"):
-                    self.press(viewer, name, button, show)
-
-        self.opened(lambda: viewer.visualize(protocol, windows=self.window), press_all, self.finish)
-
-    @staticmethod
-    def finish():
-        """Scipion's windows keep threads: nothing is closed, the process ends."""
-        os._exit(0)
+# -------------------------------------------------------------------------------------------------------------- stages
+def make_browser():
+    """A browser that notes the address, for the page of the validation."""
+    program, notes = os.path.join(FOLDER, "browser"), os.path.join(FOLDER, "browser.txt")
+    with open(program, "w") as out:
+        out.write(f"#!/bin/sh\nprintf '%s\\n' \"$@\" >> '{notes}'\n")
+    os.chmod(program, 0o755)
+    open(notes, "a").close()
+    os.environ.update(BROWSER=program, BROWSER_NOTES=notes)
 
 
 def main():
-    """Everything, into a folder."""
-    folder = os.path.abspath(sys.argv[1])
-    os.makedirs(folder, exist_ok=True)
-    path, made = make_project(folder)
-    if len(sys.argv) == 2:  # a process for each protocol
-        for protocol in made:
-            subprocess.run([sys.executable, __file__, folder, str(protocol.getObjId())], timeout=120, check=False)
-        return
-    pictures = Pictures(path, next(one for one in made if one.getObjId() == int(sys.argv[2])), folder)
-    pictures.window.root.after(4000, pictures.run)
-    pictures.window.show()
+    """Without a number: everything, in a process for each protocol. With one: 0 imports the workflow, else a run."""
+    pw.Config.getDomain().getPlugins()
+    make_browser()
+    if len(sys.argv) == 2:
+        make_chimerax()
+        workflow = make_data()
+        project = Manager().createProject(NAME)
+        with open(os.path.join(project.path, "workflow.json"), "w") as out:
+            out.write(workflow)
+        project.closeMapper()
+        codes = [stage(0)]
+        os.chdir(project.path)
+        project = Manager().loadProject(NAME)
+        numbers = [run.getObjId() for run in project.getRuns()]
+        project.closeMapper()
+        codes += [stage(number) for number in numbers]
+        print(f"{len(codes) - sum(codes)} of {len(codes)} parts were as they should be")
+        sys.exit(1 if any(codes) else 0)
+    project = Manager().loadProject(NAME)
+    os.chdir(project.path)
+    number = int(sys.argv[2])
+    window = ProjectWindow(project.path)
+    User(window, import_workflow if number == 0 else lambda user: run_protocol(user, number))
+    window.show()
+
+
+def stage(number):
+    """A part in a process of its own; returns 1 if it failed."""
+    return int(subprocess.run([sys.executable, __file__, FOLDER, str(number)], check=False).returncode != 0)
 
 
 if __name__ == "__main__":

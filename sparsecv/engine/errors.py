@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 
@@ -50,3 +51,9 @@ class InputError(ValueError):
         if remedy:
             text += f"; remedy: {remedy}"
         super().__init__(" ".join(text.split()))
+
+
+def complain(text: str) -> None:
+    """Print an error as one line on standard error, whatever is in it."""
+    line = " ".join(text.split())
+    print(f"sparsecv: error: {line}".encode(errors="backslashreplace").decode(), file=sys.stderr, flush=True)

@@ -30,13 +30,15 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def use_threads(count: int) -> int:
+def use_threads(count: int, sharers: int = 1) -> int:
     """Set the number of threads of Numba and of BLAS for the whole process.
 
     Parameters
     ----------
     count
         Threads; 0 takes all cores. More than there are cores is cut to the cores: it would only be slower.
+    sharers
+        Processes that share these cores alike.
 
     Returns
     -------
@@ -47,7 +49,7 @@ def use_threads(count: int) -> int:
     import threadpoolctl
 
     cores = available_cores()
-    threads = min(count, cores) if count > 0 else cores
+    threads = min(count, cores) if count > 0 else max(1, cores // sharers)
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
     threadpoolctl.threadpool_limits(limits=threads)
     for variable in VARIABLES:  # for libraries that are loaded later

@@ -26,13 +26,15 @@ def gpu_problem() -> str | None:
     return None if count > 0 else "CUDA finds no device"
 
 
-def ops(device: str = "auto") -> ModuleType:
+def ops(device: str = "auto", number: int = 0) -> ModuleType:
     """Back end for a device.
 
     Parameters
     ----------
     device
         ``"cpu"``, ``"gpu"``, ``"auto"`` (a GPU where there is one) or ``"reference"`` (float64 NumPy, for tests).
+    number
+        Of this process among those on the machine: each takes the next GPU, and shares one where there are fewer.
 
     Raises
     ------
@@ -49,4 +51,7 @@ def ops(device: str = "auto") -> ModuleType:
     if device == "gpu" and problem:
         raise RuntimeError(f"no GPU can be used: {problem}")
     use_gpu = device == "gpu" or (device == "auto" and problem is None)
+    if use_gpu and number:
+        cuda = importlib.import_module("cupy").cuda
+        cuda.Device(number % cuda.runtime.getDeviceCount()).use()
     return importlib.import_module("sparsecv.kernels." + ("cuda" if use_gpu else "cpu"))

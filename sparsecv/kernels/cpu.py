@@ -125,16 +125,16 @@ def _axes(a, padding):
 
 
 @compiled
-def _slice_into(out, volume, ny, nx, a, kx, ky, padding):
-    """Trilinear slice of one rotation into out (2J,), real and imaginary parts interleaved.
+def _place(voxel, part, ny, nx, a, kx, ky, padding):
+    """Where the pixels of a slice lie in the half volume.
 
-    ``volume`` is flat, real and imaginary parts interleaved too. The four sums over neighbours in (y, z) run over four
-    consecutive numbers (two neighbours in x), which the compiler turns into vector instructions.
+    voxel (J,) is the flat index of the lower neighbour, part (4, J) how far beyond it in x, y and z, and the sign: -1
+    where the Friedel mate was taken. A loop of its own, which the compiler turns into vector instructions.
     """
     c = np.float32((ny - 1) // 2)
     xx, xy, yx, yy, zx, zy = _axes(a, padding)
     one = np.float32(1)
-    row, plane = np.int64(2 * nx), np.int64(2 * nx) * ny
+    row, plane = np.int64(nx), np.int64(nx) * ny
     for j in range(kx.shape[0]):
         u, v = kx[j], ky[j]
         x = xx * u + xy * v
@@ -143,24 +143,41 @@ def _slice_into(out, volume, ny, nx, a, kx, ky, padding):
         y = sign * (yx * u + yy * v) + c
         z = sign * (zx * u + zy * v) + c
         x0, y0, z0 = np.int32(x), np.int32(y), np.int32(z)  # all are >= 0 here: truncation is the floor
-        fx, fy, fz = x - np.float32(x0), y - np.float32(y0), z - np.float32(z0)
+        voxel[j] = z0 * plane + y0 * row + x0
+        part[0, j], part[1, j], part[2, j] = x - np.float32(x0), y - np.float32(y0), z - np.float32(z0)
+        part[3, j] = sign
+
+
+@compiled
+def _slice_into(out, voxel, part, volume, ny, nx, a, kx, ky, padding):
+    """Trilinear slice of one rotation into out (2J,), real and imaginary parts interleaved.
+
+    ``volume`` is flat, real and imaginary parts interleaved too. Its indices are unsigned: Numba lets signed ones count
+    from the end, which takes as long as the sums.
+    """
+    _place(voxel, part, ny, nx, a, kx, ky, padding)
+    one, im, far, far_im = np.float32(1), np.uint64(1), np.uint64(2), np.uint64(3)
+    row, plane = np.uint64(2 * nx), np.uint64(2 * nx * ny)
+    for j in range(kx.shape[0]):
+        fx, fy, fz = part[0, j], part[1, j], part[2, j]
         gx, gy, gz = one - fx, one - fy, one - fz
-        p = z0 * plane + y0 * row + 2 * x0
+        p = np.uint64(2 * voxel[j])
         q, r = p + row, p + plane
         s = r + row
         wp, wq, wr, ws = gz * gy, gz * fy, fz * gy, fz * fy
         near_re = wp * volume[p] + wq * volume[q] + wr * volume[r] + ws * volume[s]
-        near_im = wp * volume[p + 1] + wq * volume[q + 1] + wr * volume[r + 1] + ws * volume[s + 1]
-        far_re = wp * volume[p + 2] + wq * volume[q + 2] + wr * volume[r + 2] + ws * volume[s + 2]
-        far_im = wp * volume[p + 3] + wq * volume[q + 3] + wr * volume[r + 3] + ws * volume[s + 3]
+        near_im = wp * volume[p + im] + wq * volume[q + im] + wr * volume[r + im] + ws * volume[s + im]
+        far_re = wp * volume[p + far] + wq * volume[q + far] + wr * volume[r + far] + ws * volume[s + far]
+        other = wp * volume[p + far_im] + wq * volume[q + far_im] + wr * volume[r + far_im] + ws * volume[s + far_im]
         out[2 * j] = gx * near_re + fx * far_re
-        out[2 * j + 1] = sign * (gx * near_im + fx * far_im)
+        out[2 * j + 1] = part[3, j] * (gx * near_im + fx * other)
 
 
 @compiled_parallel
 def _extract(out, volume, ny, nx, rotations, kx, ky, padding):
     for c in numba.prange(rotations.shape[0]):
-        _slice_into(out[c], volume, ny, nx, rotations[c], kx, ky, padding)
+        voxel, part = np.empty(kx.shape[0], dtype=np.int64), np.empty((4, kx.shape[0]), dtype=np.float32)
+        _slice_into(out[c], voxel, part, volume, ny, nx, rotations[c], kx, ky, padding)
 
 
 def extract_slices(volume: Any, rotations: Any, kx: Any, ky: Any, padding: int) -> Any:
@@ -175,7 +192,8 @@ def extract_slices(volume: Any, rotations: Any, kx: Any, ky: Any, padding: int) 
 def _score(cross, norm, volume, ny, nx, rotations, owner, images, ctf2, kx, ky, padding):
     for c in numba.prange(rotations.shape[0]):
         scratch = np.empty(2 * kx.shape[0], dtype=np.float32)
-        _slice_into(scratch, volume, ny, nx, rotations[c], kx, ky, padding)
+        voxel, part = np.empty(kx.shape[0], dtype=np.int64), np.empty((4, kx.shape[0]), dtype=np.float32)
+        _slice_into(scratch, voxel, part, volume, ny, nx, rotations[c], kx, ky, padding)
         i = owner[c]
         power = np.float32(0)
         for j in range(kx.shape[0]):
@@ -255,26 +273,18 @@ def _weighted_slice(pairs, total, images, ctf2, i, weights):
 
 
 @compiled
-def _deposit_trilinear(volume, ny, nx, pairs, total, a, kx, ky, padding):
+def _deposit_trilinear(volume, voxel, part, ny, nx, pairs, total, a, kx, ky, padding):
     """Adjoint of the trilinear slice; a voxel of the flat volume is (real, imaginary, weight, unused)."""
-    c = np.float32((ny - 1) // 2)
-    xx, xy, yx, yy, zx, zy = _axes(a, padding)
+    _place(voxel, part, ny, nx, a, kx, ky, padding)
     one = np.float32(1)
-    row, plane = np.int64(4 * nx), np.int64(4 * nx) * ny
+    row, plane = np.uint64(4 * nx), np.uint64(4 * nx * ny)
     for j in range(kx.shape[0]):
-        u, v = kx[j], ky[j]
-        x = xx * u + xy * v
-        sign = -one if x < 0 else one
-        x *= sign
-        y = sign * (yx * u + yy * v) + c
-        z = sign * (zx * u + zy * v) + c
-        x0, y0, z0 = np.int32(x), np.int32(y), np.int32(z)
-        fx, fy, fz = x - np.float32(x0), y - np.float32(y0), z - np.float32(z0)
+        fx, fy, fz = part[0, j], part[1, j], part[2, j]
         gy, gz = one - fy, one - fz
-        re, im, w = pairs[2 * j], sign * pairs[2 * j + 1], total[j]
+        re, im, w = pairs[2 * j], part[3, j] * pairs[2 * j + 1], total[j]
         far_re, far_im, far_w = fx * re, fx * im, fx * w
         near_re, near_im, near_w = re - far_re, im - far_im, w - far_w
-        first = z0 * plane + y0 * row + 4 * x0
+        first = np.uint64(4 * voxel[j])
         for corner in range(4):
             p, g = first, gz * gy
             if corner == 1:
@@ -284,11 +294,11 @@ def _deposit_trilinear(volume, ny, nx, pairs, total, a, kx, ky, padding):
             elif corner == 3:
                 p, g = first + plane + row, fz * fy
             volume[p] += g * near_re
-            volume[p + 1] += g * near_im
-            volume[p + 2] += g * near_w
-            volume[p + 4] += g * far_re
-            volume[p + 5] += g * far_im
-            volume[p + 6] += g * far_w
+            volume[p + np.uint64(1)] += g * near_im
+            volume[p + np.uint64(2)] += g * near_w
+            volume[p + np.uint64(4)] += g * far_re
+            volume[p + np.uint64(5)] += g * far_im
+            volume[p + np.uint64(6)] += g * far_w
 
 
 @compiled
@@ -332,13 +342,15 @@ def _backproject(private, ny, nx, images, ctf2, weights, rotations, owner, kx, k
     for k in numba.prange(count):
         pairs = np.empty(2 * kx.shape[0], dtype=np.float32)
         total = np.empty(kx.shape[0], dtype=np.float32)
+        voxel, part = np.empty(kx.shape[0], dtype=np.int64), np.empty((4, kx.shape[0]), dtype=np.float32)
         for c in range(k, rotations.shape[0], count):
             if _weighted_slice(pairs, total, images, ctf2, owner[c], weights[c]) == 0:
                 continue
             if is_gaussian:
                 _deposit_gaussian(private[k], ny, nx, pairs, total, rotations[c], kx, ky, padding)
             else:
-                _deposit_trilinear(private[k], ny, nx, pairs, total, rotations[c], kx, ky, padding)
+                place = voxel, part
+                _deposit_trilinear(private[k], *place, ny, nx, pairs, total, rotations[c], kx, ky, padding)
 
 
 @compiled_parallel
@@ -398,14 +410,16 @@ def backproject(
 
 # ------------------------------------------------------------------------------------------------ whole volumes
 @compiled_parallel
-def _symmetrise(out_data, out_weight, data, weight, matrices):
-    c = (data.shape[0] - 1) // 2
-    reach = np.float32((c - 2) ** 2)
-    one = np.float32(1)
-    for iz in numba.prange(data.shape[0]):
-        for iy in range(data.shape[1]):
-            for ix in range(data.shape[2]):
-                vx, vy, vz = np.float32(ix), np.float32(iy - c), np.float32(iz - c)
+def _symmetrise(out_data, out_weight, data, weight, ny, nx, matrices):
+    """``data`` and ``weight`` are flat, data with real and imaginary parts interleaved, and the results are alike."""
+    c = (ny - 1) // 2
+    centre, reach = np.float32(c), np.float32((c - 2) ** 2)
+    one, next_re, next_im, im_part = np.float32(1), np.uint64(2), np.uint64(3), np.uint64(1)
+    step, plane = np.uint64(nx), np.uint64(nx * ny)
+    for iz in numba.prange(ny):
+        for iy in range(ny):
+            for ix in range(nx):
+                vx, vy, vz = np.float32(ix), np.float32(iy) - centre, np.float32(iz) - centre
                 if vx * vx + vy * vy + vz * vz > reach:
                     continue
                 re, im, w = np.float32(0), np.float32(0), np.float32(0)
@@ -414,30 +428,35 @@ def _symmetrise(out_data, out_weight, data, weight, matrices):
                     x = m[0, 0] * vx + m[0, 1] * vy + m[0, 2] * vz
                     sign = -one if x < 0 else one
                     x *= sign
-                    y = sign * (m[1, 0] * vx + m[1, 1] * vy + m[1, 2] * vz) + c
-                    z = sign * (m[2, 0] * vx + m[2, 1] * vy + m[2, 2] * vz) + c
+                    y = sign * (m[1, 0] * vx + m[1, 1] * vy + m[1, 2] * vz) + centre
+                    z = sign * (m[2, 0] * vx + m[2, 1] * vy + m[2, 2] * vz) + centre
                     x0, y0, z0 = np.int32(x), np.int32(y), np.int32(z)
-                    fx, fy, fz = x - x0, y - y0, z - z0
+                    fx, fy, fz = x - np.float32(x0), y - np.float32(y0), z - np.float32(z0)
+                    first = np.uint64((np.int64(z0) * ny + y0) * nx + x0)  # unsigned: see _slice_into
                     # About the z axis fz is exactly 0: half of the neighbours have no part in it.
                     for dz in range(2 if fz > 0 else 1):
                         cz = fz if dz else one - fz
                         for dy in range(2):
                             cy = cz * (fy if dy else one - fy)
-                            row, mass = data[z0 + dz, y0 + dy], weight[z0 + dz, y0 + dy]
                             near, far = cy * (one - fx), cy * fx
-                            value = near * row[x0] + far * row[x0 + 1]
-                            re += value.real
-                            im += sign * value.imag
-                            w += near * mass[x0] + far * mass[x0 + 1]
-                out_data[iz, iy, ix] = np.complex64(complex(re, im))
-                out_weight[iz, iy, ix] = w
+                            p = first + np.uint64(dz) * plane + np.uint64(dy) * step
+                            q = p + p
+                            re += near * data[q] + far * data[q + next_re]
+                            im += sign * (near * data[q + im_part] + far * data[q + next_im])
+                            w += near * weight[p] + far * weight[p + np.uint64(1)]
+                place = np.uint64((np.int64(iz) * ny + iy) * nx + ix)
+                out_data[place + place] = re
+                out_data[place + place + im_part] = im
+                out_weight[place] = w
 
 
 def symmetrise(data: Any, weight: Any, matrices: Any) -> tuple[Any, Any]:
     """Sum of a volume over a point group: see :func:`sparsecv.kernels.reference.symmetrise`."""
-    out = np.zeros_like(data), np.zeros_like(weight)
-    _symmetrise(*out, data, weight, _f32(matrices))
-    return out
+    out_data, out_weight = np.zeros(data.shape, dtype=np.complex64), np.zeros(weight.shape, dtype=np.float32)
+    mass = np.ascontiguousarray(weight, dtype=np.float32).ravel()
+    pairs, ny, nx = _flat(data)
+    _symmetrise(out_data.view(np.float32).ravel(), out_weight.ravel(), pairs, mass, ny, nx, _f32(matrices))
+    return out_data, out_weight
 
 
 def complete_hermitian(data: Any, weight: Any) -> None:

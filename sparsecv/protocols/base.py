@@ -70,9 +70,8 @@ class EngineProtocol:
             arguments += " --continue"
         with open(self._getExtraPath(DIGEST), "w") as out:
             out.write(mark)
-        program = Plugin.getProgram()
-        if self._needsGpu and self.useGpu.get() and self.gpuList.get().strip():
-            program = "CUDA_VISIBLE_DEVICES=%(GPU)s " + program
+        picks_gpu = self._needsGpu and self.useGpu.get() and self.gpuList.get().strip()
+        program = Plugin.getProgram("CUDA_VISIBLE_DEVICES=%(GPU)s" if picks_gpu else "")
         self.runJob(program, arguments, env=Plugin.getEnviron(), numberOfMpi=1)
         return [self._getExtraPath(SETTINGS)]
 

@@ -111,7 +111,7 @@ class SparseCvProtPostprocess(HalfMapProtocol):
 
     def _readStarNumbers(self):
         """Resolution and B-factor, as the engine wrote them."""
-        labels = {"_rlnFinalResolution": "Resolution at FSC 0.143: %.2f A.",
+        labels = {"_rlnFinalResolution": "Resolution at FSC 0.143: %.2f A, the last shell above it.",
                   "_rlnBfactorUsedForSharpening": "B-factor: %.0f A^2."}  # fmt: skip
         lines = []
         for line in self._readText("postprocess.star").splitlines():

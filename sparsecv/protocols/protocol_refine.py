@@ -207,6 +207,9 @@ class RefineProtocol(EngineProtocol, ProtRefine3D):
             kind = "2D alignments" if particles.hasAlignment2D() else "no alignments"
             errors.append("Local searches start from 3D alignments, and these particles have %s. Search all "
                           "orientations instead." % kind)  # fmt: skip
+        elif self.localSearches.get() and convert.are_alike(self._firstAlignments()):
+            errors.append("Local searches start from 3D alignments, and these particles have all the same alignment, "
+                          "which means that they have none. Search all orientations instead.")  # fmt: skip
         box = particles.getDim()[0] if particles.getDim() else 0
         if mask is not None and box:
             errors += check_same_grid("The mask", mask, box, particles.getSamplingRate())
@@ -219,6 +222,10 @@ class RefineProtocol(EngineProtocol, ProtRefine3D):
         elif original and not original.endswith((".star", ".cs")):
             errors.append("The original file must be a .star or a .cs file: %s" % original)
         return errors + self._validatePrior()
+
+    def _firstAlignments(self):
+        """Those of the first particles: enough to see that there are none, and read in no time."""
+        return [convert.matrix_of(particle) for particle in self.inputParticles.get().iterItems(limit=20)]
 
     def _validatePrior(self):
         return []
@@ -236,8 +243,7 @@ class RefineProtocol(EngineProtocol, ProtRefine3D):
         if particles.isPhaseFlipped():
             found.append("The particles are phase-flipped, which the refinement does not model: use the original ones.")
         if not self.originalFile.get("") and not particles.getFirstItem().hasAttribute("_rlnRandomSubset"):
-            found.append("The particles have no half sets in Scipion: they are drawn anew. If they were refined "
-                         "before, give the original STAR or .cs file, so that the halves stay independent.")
+            found.append(convert.NO_HALF_SETS)
         return found
 
     def _summary(self):

@@ -8,6 +8,8 @@ from sparsecv import Plugin
 from sparsecv.settings_file import write_settings
 
 BOX, PIXEL_SIZE, PARTICLES = 48, 4.0, 240
+# files of real projects; tests of them are skipped where they are absent
+SHARED = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..", "..", "shared", "data"))
 
 
 def engine(folder, command, settings):
@@ -66,3 +68,20 @@ def particle_set(path, star, pixel_size=PIXEL_SIZE, alignment=True, half_sets=Tr
         found.append(particle)
     found.write()
     return found
+
+
+def empty_stacks(folder, names, box=8):
+    """Make files of zeros where images (``3@stack.mrcs``) should be, below a folder: importers look for them."""
+    import mrcfile
+    import numpy as np
+
+    sizes = {}
+    for name in names:
+        index, _, stack = name.partition("@")
+        sizes[stack] = max(int(index), sizes.get(stack, 0))
+    for stack, count in sizes.items():
+        path = os.path.join(folder, stack)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with mrcfile.new(path, overwrite=True) as out:
+            out.set_data(np.zeros((count, box, box), dtype=np.float32))
+            out.set_image_stack()

@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from sparsecv import Plugin, convert
 from sparsecv.star import StarError, parse_star, read_star, write_star
-from sparsecv.tests.data import PIXEL_SIZE, engine, particle_set, simulated
+from sparsecv.tests.data import PIXEL_SIZE, SHARED, empty_stacks, engine, particle_set, simulated
 from sparsecv.tests.golden import make as golden
 
 try:
@@ -22,7 +22,6 @@ try:
 except ImportError:  # the tests that compare with it are skipped
     relion_convert = None
 
-SHARED = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..", "..", "shared", "data"))
 COUNT = 1000
 RNG = np.random.RandomState(5)
 
@@ -35,8 +34,8 @@ def random_poses(count=COUNT):
     return rot, tilt, psi, RNG.normal(size=count) * 6, RNG.normal(size=count) * 6
 
 
-def random_set(path, count=COUNT):
-    """A set of particles with random poses, CTFs and half sets; image names of a stack that need not exist."""
+def random_set(path, count=COUNT, stack="stack.mrcs"):
+    """A set of particles with random poses, CTFs and half sets, in a stack."""
     if os.path.exists(path):
         os.remove(path)
     found = SetOfParticles(filename=path)
@@ -47,7 +46,7 @@ def random_set(path, count=COUNT):
     matrices = convert.to_scipion(*random_poses(count), pixel_size=PIXEL_SIZE)
     for number, matrix in enumerate(matrices):
         particle = Particle()
-        particle.setLocation(number + 1, os.path.abspath("stack.mrcs"))
+        particle.setLocation(number + 1, os.path.abspath(stack))
         u, v = sorted(RNG.uniform(5000, 30000, 2), reverse=True)
         particle.setCTF(CTFModel(defocusU=u, defocusV=v, defocusAngle=RNG.uniform(0, 180)))
         particle.getCTF().setPhaseShift(RNG.uniform(1, 120))
@@ -223,6 +222,25 @@ class TestSparseCvConvert(BaseTest):
         self.assertEqual([row["rlnRandomSubset"] for row in read_star("recovered.star")["particles"]],
                          [str(1 + k % 2) for k in range(12)])  # fmt: skip
 
+    def test_stacks_of_one_name_are_told_apart(self):
+        """By their folders, and behind the links that importers make; where neither helps, nothing is guessed."""
+        os.makedirs("far/J7", exist_ok=True)
+        for name in ("far/J7/stack.mrcs", "J7_stack.mrcs"):
+            if not os.path.lexists(name):
+                os.symlink(os.path.abspath("stack.mrcs" if "far" in name else "far/J7/stack.mrcs"), name)
+        linked = random_set("linked.sqlite", 6, os.path.abspath("J7_stack.mrcs"))
+        rows = [{"rlnImageName": "%d@%s/stack.mrcs" % (k, folder),
+                 "rlnRandomSubset": str(1 + (k + (folder == "J8")) % 2)}
+                for folder in ("J8", "J7") for k in range(1, 7)]  # fmt: skip
+        write_star("twice.star", (("particles", rows),))
+        convert.write_particles(linked, "told_apart.star", "twice.star")
+        self.assertEqual([row["rlnRandomSubset"] for row in read_star("told_apart.star")["particles"]],
+                         [str(1 + k % 2) for k in range(1, 7)])  # fmt: skip
+        elsewhere = random_set("elsewhere.sqlite", 6)
+        with self.assertRaises(convert.ConversionError) as caught:
+            convert.write_particles(elsewhere, "guessed.star", "twice.star")
+        self.assertIn("says different things about image 1 of", str(caught.exception))
+
     def test_original_files_that_do_not_fit_are_refused(self):
         ours = random_set("fit.sqlite", 5)
         write_star("other.star", (("particles", [{"rlnImageName": "1@other.mrcs"}]),))
@@ -291,7 +309,7 @@ class TestSparseCvImports(BaseTest):
                 target.write(source.read())
             tables = read_star(original)
             rows = tables.get("particles") or next(iter(tables.values()))
-            self.make_stacks(folder, rows)
+            empty_stacks(folder, [row["rlnImageName"] for row in rows])
             particles = self.imported(original, samplingRate=1.24)
             self.assertEqual(particles.getSize(), len(rows))
             said = convert.write_particles(particles, name)
@@ -310,19 +328,3 @@ class TestSparseCvImports(BaseTest):
                 self.assertEqual([row["rlnRandomSubset"] for row in again], halves)
             groups = [row["rlnOpticsGroup"] for row in again]
             self.assertEqual(groups, [row.get("rlnOpticsGroup", "1") for row in rows])  # 3.0 has none
-
-    @staticmethod
-    def make_stacks(folder, rows):
-        """Files of zeros where the particles of a STAR file should be: the importer looks for them."""
-        sizes = {}
-        for row in rows:
-            index, _, stack = row["rlnImageName"].partition("@")
-            sizes[stack] = max(int(index), sizes.get(stack, 0))
-        import mrcfile
-
-        for stack, count in sizes.items():
-            path = os.path.join(folder, stack)
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with mrcfile.new(path, overwrite=True) as out:
-                out.set_data(np.zeros((count, 8, 8), dtype=np.float32))
-                out.set_image_stack()

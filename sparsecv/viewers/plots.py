@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What the viewers draw, on any matplotlib figure: no window, no Scipion object, so that it can be tested anywhere.
 
-Colours are those of Okabe & Ito and the maps cividis and viridis: they can be told apart with any colour vision.
+Colours are those of Okabe & Ito with a wine red, and the maps cividis and viridis: they can be told apart with any
+colour vision. There are as many as the validation has curves.
 """
 
 import numpy as np
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (1, 1)), "-")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#882255")
+STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (1, 1)), "-", (0, (8, 2)))
 THRESHOLDS = (0.5, 0.143)
 AXES = {"z": (0, "x", "y"), "y": (1, "x", "z"), "x": (2, "y", "z")}
 FEW_PANELS = 8
+FINER = 24
 
 
 def crossing(frequency, curve, threshold):
@@ -102,7 +104,7 @@ def draw_slices(figure, density, pixel_size, axis="z", count=4, colouring=None, 
     figure.suptitle(title)
 
 
-def draw_histogram(figure, values, title, xlabel="band limit (A)"):
+def draw_histogram(figure, values, title, xlabel="resolution (A)"):
     """Draw the share of voxels by value, a step line for each label."""
     axes = figure.add_subplot(111)
     whole = np.concatenate([np.ravel(part) for part in values.values()])
@@ -118,6 +120,19 @@ def draw_histogram(figure, values, title, xlabel="band limit (A)"):
     axes.set_title(title)
 
 
+def _logarithmic(axes):
+    """Give an axis decades and plain numbers: within one decade matplotlib writes 2 x 10^0."""
+    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    narrow = high < 100 * low
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if narrow else (1,), numticks=20))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def draw_history(figure, history):
     """Draw the resolution and the changes of poses of each iteration."""
     iterations = [row["iteration"] for row in history]
@@ -130,7 +145,7 @@ def draw_history(figure, history):
                                             ("spread_deg", "posterior spread (degrees)"))):  # fmt: skip
         bottom.plot(iterations, [row.get(name) if row.get(name) else np.nan for row in history], marker="o",
                     markersize=4, label=label, color=COLOURS[number], linestyle=STYLES[number])  # fmt: skip
-    bottom.set_yscale("log")
+    _logarithmic(bottom)
     bottom.set_xlabel("iteration")
     bottom.set_ylabel("median of the particles")
     for axes in (top, bottom):
@@ -179,7 +194,7 @@ def draw_prior(figure, history):
             drawn += 1
     if any(name in part for _, _, part in rows for name in names):
         axes.set_ylabel("kappa, in units of the noise")
-        axes.set_yscale("log")
+        _logarithmic(axes)
     axes.set_xlabel("iteration")
     axes.set_xticks(sorted({iteration for iteration, _, _ in rows}))
     axes.grid(color="0.92", linewidth=0.6)
@@ -197,8 +212,10 @@ def draw_directions(figure, matrices):
     counts, _, _ = np.histogram2d(np.clip(beams[:, 2], -1, 1), longitude, bins=(rows, 2 * rows),
                                   range=((-1, 1), (-np.pi, np.pi)))  # fmt: skip
     axes = figure.add_subplot(111, projection="mollweide")
-    shown = axes.pcolormesh(np.linspace(-np.pi, np.pi, 2 * rows + 1), np.arcsin(np.linspace(-1, 1, rows + 1)),
-                            counts / counts.mean(), cmap="cividis")  # fmt: skip
+    # each cell in many: those that are drawn have straight sides, which leave the outline of the sphere
+    fine = np.repeat(np.repeat(counts / counts.mean(), FINER, axis=0), FINER, axis=1)
+    shown = axes.pcolormesh(np.linspace(-np.pi, np.pi, fine.shape[1] + 1),
+                            np.arcsin(np.linspace(-1, 1, fine.shape[0] + 1)), fine, cmap="cividis")  # fmt: skip
     axes.grid(color="white", linewidth=0.4, alpha=0.6)
     axes.set_xticklabels([])
     figure.colorbar(shown, ax=axes, shrink=0.7, label="density over uniform")

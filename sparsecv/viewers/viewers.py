@@ -114,12 +114,14 @@ class SparseCvViewer(ProtocolViewer):
         low, high = 0.0, 1.0
         if self._has(name):
             limits, _ = self._map(name)
-            low, high = float(limits.min()), float(limits.max())
-        ColorScaleWizardBase.defineColorScaleParams(group, defaultHighest=high, defaultLowest=low,
+            # outwards to what can be read in a field of the form
+            low, high = np.floor(10 * limits.min()) / 10, np.ceil(10 * limits.max()) / 10
+        ColorScaleWizardBase.defineColorScaleParams(group, defaultHighest=float(high), defaultLowest=float(low),
                                                     defaultColorMap="viridis_r")  # fmt: skip
         group.addParam("doShowBandLimit", params.LabelParam, label="Show slices coloured by band limits")
         group.addParam("doShowHistogram", params.LabelParam, label="Show their histogram")
         group.addParam("doShowChimera", params.LabelParam, label="Show them in ChimeraX")
+        return group
 
     def _bandLimit(self, map_name, name):
         if not (self._has(map_name) and self._has(name)):
@@ -130,13 +132,13 @@ class SparseCvViewer(ProtocolViewer):
                             colour_map=self.colorMap.get() or "viridis_r", title="Local band limits",
                             label="band limit (A)")  # fmt: skip
 
-    def _histogram(self, names):
+    def _histogram(self, names, title="Band limits"):
         found = {label: self._map(name)[0] for label, name in names.items() if self._has(name)}
         if not found:
             return self._absent("The map of band limits")
         finer = {label: values[values < values.max()] for label, values in found.items()}
         shown = {label: part if part.size else found[label] for label, part in finer.items()}
-        return self._window(plots.draw_histogram, shown, "Band limits, where finer than the coarsest")
+        return self._window(plots.draw_histogram, shown, title + ", where finer than the coarsest")
 
 
 class SparseCvRefineViewer(SparseCvViewer):
@@ -160,8 +162,8 @@ class SparseCvRefineViewer(SparseCvViewer):
         group.addParam("doShowAngles", params.LabelParam, label="Show the angular distribution")
         self._defineSlices(group, self.MAPS)
         if isinstance(self.protocol, SparseCvProtNonUniform):
-            self._defineBandLimit(form, "run_bandlimit.mrc")
-            form.addParam("doShowDifference", params.LabelParam, label="Show how the halves' band limits differ")
+            group = self._defineBandLimit(form, "run_bandlimit.mrc")
+            group.addParam("doShowDifference", params.LabelParam, label="Show how the halves' band limits differ")
 
     def _getVisualizeDict(self):
         return {
@@ -234,7 +236,8 @@ class SparseCvMapViewer(SparseCvViewer):
             "doShowFsc": self._showFsc,
             "doShowBandLimit": lambda _: self._bandLimit("sharpened.mrc", "bandlimit.mrc"),
             "doShowHistogram": lambda _: self._histogram({"band limit": "bandlimit.mrc",
-                                                          "local resolution": "local_resolution.mrc"}),
+                                                          "local resolution": "local_resolution.mrc"},
+                                                         "Band limits and local resolution"),
             "doShowChimera": lambda _: self._script("bandlimit.cxc"),
         }  # fmt: skip
 

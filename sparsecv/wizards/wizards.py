@@ -43,6 +43,13 @@ class SparseCvDiameterWizard(ParticleMaskRadiusWizard):
         form.setVar(label, 2 * value)
 
 
+class LowPassDialog(BandPassFilterDialog):
+    """The middle slice, through the filter alone: Scipion's own takes the lowest frequencies away, too."""
+
+    def getLowFreq(self):
+        return 0.0
+
+
 class SparseCvLowPassWizard(FilterVolumesWizard):
     """The starting map through the filter."""
 
@@ -56,9 +63,8 @@ class SparseCvLowPassWizard(FilterVolumesWizard):
         if provider is None:
             dialog.showWarning("No starting map", "Choose the starting map first.", form.root)
             return
-        chosen = BandPassFilterDialog(form.root, provider, mode=constants.FILTER_LOW_PASS_NO_DECAY,
-                                      highFreq=form.protocol.initialLowPass.get() or 40.0,
-                                      unit=constants.UNIT_ANGSTROM)  # fmt: skip
+        chosen = LowPassDialog(form.root, provider, showLowFreq=False, showDecay=False, unit=constants.UNIT_ANGSTROM,
+                               highFreq=form.protocol.initialLowPass.get() or 40.0)  # fmt: skip
         if chosen.resultYes():
             form.setVar("initialLowPass", round(chosen.samplingRate / chosen.getHighFreq(), 1))
 

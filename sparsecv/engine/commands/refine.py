@@ -11,13 +11,20 @@ SETTINGS = RefineSettings
 
 def run(settings: RefineSettings, save: Save) -> int:
     """Refine, and keep the settings in the output folder once every input has been checked."""
-    from sparsecv.engine.refine.run import refine
+    from sparsecv.engine.ranks.launch import join
+    from sparsecv.engine.refine.run import assist, refine
     from sparsecv.engine.report.progress import Progress
 
+    comm = join()
     check_device(settings.device)
-    progress = Progress()
+    if not comm.is_root:
+        assist(settings, comm)
+        comm.close()
+        return 0
+    # launchers give their processes a terminal of their own, whatever the output goes to
+    progress = Progress(interactive=None if comm.size == 1 else False)
     try:
-        result = refine(settings, progress, on_start=lambda: save(settings.output / "run.toml"))
+        result = refine(settings, progress, lambda: save(settings.output / "run.toml"), comm)
         found = result.postprocess
         bfactor = "not fitted" if found.bfactor is None else f"{found.bfactor:.0f} A^2"
         is_masked = found.fsc is not found.curves.unmasked
@@ -29,4 +36,5 @@ def run(settings: RefineSettings, save: Save) -> int:
         progress.line(f"results in {settings.output}: run_class001.mrc, half maps, postprocess.mrc, run_data.star")
     finally:
         progress.close()
+    comm.close()
     return 0

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from sparsecv.engine.physics.ctf import CtfParameters
 from sparsecv.engine.physics.disc import Disc, make_disc
 from sparsecv.engine.physics.masks import image_circle
 from sparsecv.engine.physics.symmetry import symmetric_distance
+from sparsecv.engine.ranks.comm import summed
 from sparsecv.engine.refine.expectation import GridBank, Posterior, SearchPlan, find_posterior
 from sparsecv.engine.refine.image_store import ImageStore
 from sparsecv.engine.refine.images import ImageBatch, ctf_images, shell_table, transform_images
@@ -189,6 +190,13 @@ class Residuals:
         return cls(np.zeros((groups, shells)), np.zeros(groups), np.zeros((scales, shells)), np.zeros((scales, shells)),
                    np.ones(members))
 
+    @classmethod
+    def of_ranks(cls, parts: Sequence[Residuals]) -> Residuals:
+        """Those of all ranks, each of which has had the next piece of the half's members."""
+        named = {name: summed([getattr(part, name) for part in parts])
+                 for name in ("residual", "counts", "cross", "signal")}
+        return cls(**named, factors=np.concatenate([part.factors for part in parts]))
+
     def add(self, table: ParticleTable, index: np.ndarray, statistics: SampleStatistics, good: np.ndarray) -> None:
         """Add the images ``index`` (rows of the table) that are good (I,)."""
         optics, group = table.optics_index[index[good]], table.group_index[index[good]]
@@ -209,14 +217,15 @@ class HalfResult:
     finest_deg
         Angular step of the last level of the search.
     quarters
-        Completed accumulators.
+        Accumulators: as backprojection leaves them, and completed when the ranks have added theirs up, which then stand
+        at the half's owner alone.
     residuals
         Sums for noise, scales and norms.
     """
 
     members: np.ndarray
     finest_deg: float
-    quarters: tuple[Accumulator, Accumulator]
+    quarters: tuple[Accumulator, ...]
     residuals: Residuals
 
     @property
@@ -265,7 +274,7 @@ def expectation_maximisation(
 
             in_batches(ops, particles, members[rows], size, work)
             done += len(rows)
-        sums.append(accumulator.completed(ops, particles.matrices))
+        sums.append(accumulator)
     return HalfResult(members, search.finest_deg, (sums[0], sums[1]), residuals)
 
 
@@ -337,7 +346,13 @@ class Learnt:
 
 
 def in_batches(
-    ops: Any, particles: Particles, index: np.ndarray, size: int, work: Callable[[slice, Any], None]
+    ops: Any,
+    particles: Particles,
+    index: np.ndarray,
+    size: int,
+    work: Callable[[slice, Any], None],
+    *,
+    keeps: bool = True,
 ) -> None:
     """Work on the images ``index`` of the table in batches of ``size``, and of fewer where memory runs out.
 
@@ -346,6 +361,8 @@ def in_batches(
     work
         Called as work(part, images) with a part of ``index`` and its images. It must have changed nothing when it runs
         out of memory: it is called again then, with half as many.
+    keeps
+        Whether images that are read may stay on the device.
 
     Raises
     ------
@@ -358,7 +375,7 @@ def in_batches(
         problem = ""
         try:
             batches = [index[start : start + size] for start in range(done, len(index), size)]
-            for rows, images in particles.images.batches(batches):
+            for rows, images in particles.images.batches(batches, keeps=keeps):
                 work(slice(done, done + len(rows)), images)
                 done += len(rows)
         except Exception as error:

@@ -64,22 +64,28 @@ class ImageStore:
         read = self._ops.xp.asarray(self._read(absent)) if len(absent) else None
         return self._put_together(index, absent, read)
 
-    def batches(self, batches: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, Any]]:
-        """Rows and images of each batch, as from `get`; they are the caller's until it asks for the next."""
+    def batches(self, batches: Sequence[np.ndarray], *, keeps: bool = True) -> Iterator[tuple[np.ndarray, Any]]:
+        """Rows and images of each batch, as from `get`; they are the caller's until it asks for the next.
+
+        Parameters
+        ----------
+        keeps
+            Whether those that are read may stay on the device.
+        """
         absent = [index[self._slot[index] < 0] for index in batches]
         stream = self._ops.prefetched(self._read, [rows for rows in absent if len(rows)], (self._table.box,) * 2)
         try:
             for index, rows in zip(batches, absent, strict=True):
-                yield index, self._put_together(index, rows, next(stream) if len(rows) else None)
+                yield index, self._put_together(index, rows, next(stream) if len(rows) else None, keeps)
         finally:
             stream.close()
 
     def _read(self, index: np.ndarray) -> np.ndarray:
         return self._table.read_images(index)[0]
 
-    def _put_together(self, index: np.ndarray, absent: np.ndarray, read: Any) -> Any:
+    def _put_together(self, index: np.ndarray, absent: np.ndarray, read: Any, keeps: bool = True) -> Any:
         """Images of ``index``, of which the rows ``absent`` have been read."""
-        if read is not None and self._used + len(absent) <= self._capacity:
+        if keeps and read is not None and self._used + len(absent) <= self._capacity:
             self._keep(absent, read)
             absent = absent[:0]
         if not len(absent):

@@ -41,21 +41,37 @@ def frame_shift(rotations: np.ndarray, shifts_px: np.ndarray, matrices: np.ndarr
     return shift
 
 
-def share_low_resolution(
-    ops: Any, first: Accumulator, second: Accumulator, last_shared: int
-) -> tuple[Accumulator, Accumulator]:
-    """Two accumulators, each with the mean of both up to a shell: it keeps the halves in one frame."""
-    xp, c = ops.xp, first.weight.shape[2] - 1
-    reach = min(PADDING * last_shared + 1, c)  # nothing farther out lies in these shells
-    cube = (slice(c - reach, c + reach + 1), slice(c - reach, c + reach + 1), slice(0, reach + 1))
-    low = radial(ops, np.arange(last_shared + 1) >= 0, first.weight[cube].shape) > 0
-    shared = [replace(own, data=own.data.copy(), weight=own.weight.copy()) for own in (first, second)]
-    for name in ("data", "weight"):
-        one, two = getattr(first, name)[cube], getattr(second, name)[cube]
-        mean = (one + two) / 2
-        for result, own in zip(shared, (one, two), strict=True):
-            getattr(result, name)[cube] = xp.where(low, mean, own)
-    return shared[0], shared[1]
+Low = tuple[np.ndarray, np.ndarray]  # data and weight of the low shells, in a cube, on the host
+
+
+def low_resolution(ops: Any, own: Accumulator, last_shared: int) -> Low:
+    """What an accumulator holds up to a shell, in the cube around it."""
+    cube = _cube(own, last_shared)
+    return ops.to_host(own.data[cube].copy()), ops.to_host(own.weight[cube].copy())
+
+
+def with_shared_low_resolution(ops: Any, own: Accumulator, low: tuple[Low, Low], last_shared: int) -> Accumulator:
+    """A half's accumulator with the mean of both halves' up to a shell: it keeps them in one frame.
+
+    Parameters
+    ----------
+    low
+        :func:`low_resolution` of the two halves' accumulators.
+    """
+    cube = _cube(own, last_shared)
+    is_low = radial(ops, np.arange(last_shared + 1) >= 0, own.weight[cube].shape) > 0
+    shared = replace(own, data=own.data.copy(), weight=own.weight.copy())
+    for part, array in enumerate((shared.data, shared.weight)):
+        mean = ops.xp.asarray((low[0][part] + low[1][part]) / 2)
+        array[cube] = ops.xp.where(is_low, mean, array[cube])
+    return shared
+
+
+def _cube(own: Accumulator, last_shared: int) -> tuple[slice, slice, slice]:
+    """The part of a half volume beyond which nothing lies in the shells up to the last one that is shared."""
+    c = own.weight.shape[2] - 1
+    reach = min(PADDING * last_shared + 1, c)
+    return slice(c - reach, c + reach + 1), slice(c - reach, c + reach + 1), slice(0, reach + 1)
 
 
 def joined_map(ops: Any, total: Accumulator, fsc: np.ndarray, support: Any, tau_factor: float) -> np.ndarray:

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from sparsecv.engine.physics.masks import fade_corners
+from sparsecv.engine.ranks import ALONE, Comm, Shares
 from sparsecv.engine.refine.expectation import GridBank
-from sparsecv.engine.refine.half import HalfResult, Particles, Search, expectation_maximisation
-from sparsecv.engine.refine.joining import frame_shift, joined_map, share_low_resolution
+from sparsecv.engine.refine.half import HalfResult, Particles, Residuals, Search, expectation_maximisation
+from sparsecv.engine.refine.joining import frame_shift, joined_map, low_resolution, with_shared_low_resolution
 from sparsecv.engine.refine.noise import grey_scale, update_noise, update_norm, update_scale
 from sparsecv.engine.refine.regularisers import Evidence, Regularised, Regulariser, Wiener
 from sparsecv.engine.refine.regularisers.nonuniform import BAND_LIMIT, disagreement
@@ -27,7 +28,7 @@ from sparsecv.engine.refine.schedule import (
     search_plan,
     update_search,
 )
-from sparsecv.engine.refine.state import HalfState, RefinementState
+from sparsecv.engine.refine.state import RefinementState
 from sparsecv.engine.refine.volumes import PADDING, Accumulator, map_to_volume, move_map
 from sparsecv.engine.validate.claims import Common
 from sparsecv.engine.validate.fsc import fsc, resolution
@@ -35,7 +36,7 @@ from sparsecv.engine.validate.fsc import fsc, resolution
 
 @dataclass
 class Iteration:
-    """What one iteration made, for outputs and reports.
+    """What one iteration made, for outputs and reports; of several ranks, the root has it.
 
     Attributes
     ----------
@@ -95,9 +96,11 @@ class Refinement:
     common
         What the halves share, beyond which alone their FSC shows a resolution; None if that is not known.
     grey_scales
-        Factor that brought the starting reference to the grey scale of the images, for each half.
+        Factor that brought the starting reference to the grey scale of the images, by number of the half, 0 or 1.
     keeps_accumulators
         Whether the last iteration hands on its accumulators, each as large as a padded map.
+    comm
+        The ranks that share the work: each has a piece of the particles, and the state as the root has it.
     """
 
     ops: Any
@@ -113,8 +116,9 @@ class Refinement:
     frame_is_free: bool
     on_batch: Callable[[int, int], None] = lambda done, total: None
     common: Common | None = None
-    grey_scales: list[float] = field(default_factory=list)
+    grey_scales: dict[int, float] = field(default_factory=dict)
     keeps_accumulators: bool = False
+    comm: Comm = ALONE
 
     @property
     def is_ready_to_finish(self) -> bool:
@@ -128,7 +132,10 @@ class Refinement:
         """
         geometry, state = self.particles.geometry, self.state
         accumulated = geometry.nyquist_shell if is_last else geometry.accumulated_shell(state.band)
-        results = [self._expectation_maximisation(number, accumulated) for number in (0, 1)]
+        members = self._members(0), self._members(1)
+        shares = Shares.of(len(members[0]), len(members[1]), self.comm.size)
+        results = [self._expectation_maximisation(number, accumulated, members, shares) for number in (0, 1)]
+        self._add_up(results, members, shares)
         if self.frame_is_free and not state.is_local:
             self._centre_frame(results)
         iteration = self._half_maps(results, accumulated)
@@ -137,15 +144,14 @@ class Refinement:
             band, told = state.band, shown_of(iteration.regularised)
         else:
             band, told = self._next_references(results, iteration, accumulated)
-        self._update(results, iteration.fsc, band, is_last)
-        state.history[-1] |= told
+        self.state = self.comm.at_root(lambda: self._updated(results, iteration.fsc, band, told, is_last))
         return iteration
 
     # ------------------------------------------------------------------------------------------------- the steps
     def _members(self, number: int) -> np.ndarray:
         return np.flatnonzero((self.halves == number + 1) & ~self.state.particles.is_rejected)
 
-    def _search(self, number: int, accumulated: int, members: np.ndarray) -> Search:
+    def _search(self, number: int, accumulated: int, members: np.ndarray, shares: Shares) -> Search:
         """Plan and reference of a half's next search; a global one first fits the start to the images' grey scale."""
         state, half, ops = self.state, self.state.halves[number], self.ops
         draws = Draws.of(self.seed, state.iteration + 1, len(self.halves))
@@ -154,47 +160,103 @@ class Refinement:
         volume = map_to_volume(ops, ops.xp.asarray(half.reference), accumulated)
         bank = None if state.is_local else GridBank(ops, volume, plan, self.particles.disc, PADDING)
         if state.iteration == 0 and bank is not None:
-            factor = grey_scale(ops, self.particles, state.particles, half, members, plan, bank)
-            self.grey_scales.append(factor)
+            factor = self.comm.from_owner(number, shares.sharers(number), lambda: grey_scale(
+                ops, self.particles, state.particles, half, members, plan, bank))  # fmt: skip
+            self.grey_scales[number] = factor
             half.reference = half.reference * np.float32(factor)
             volume = volume * np.float32(factor)
             bank.scale(factor)
         return Search(plan, volume, bank, draws, accumulated, MOST_SLICES[state.stage])
 
-    def _expectation_maximisation(self, number: int, accumulated: int) -> HalfResult:
-        members = [self._members(0), self._members(1)]
-        own, before = members[number], number * len(members[0])
-        total = len(members[0]) + len(members[1])
+    def _expectation_maximisation(
+        self, number: int, accumulated: int, members: tuple[np.ndarray, np.ndarray], shares: Shares
+    ) -> HalfResult:
+        """What this rank's piece of a half makes of it."""
+        rank, half = self.comm.rank, self.state.halves[number]
+        pieces = [shares.piece(rank, 0), shares.piece(rank, 1)]
+        own = members[number][pieces[number]]
+        if not len(own):
+            return HalfResult(own, 0.0, (), Residuals.empty(half, 0))
+        total = sum(piece.stop - piece.start for piece in pieces)
+        before = number * (pieces[0].stop - pieces[0].start)
+        search = self._search(number, accumulated, members[number], shares)
         return expectation_maximisation(
-            self.ops, self.particles, self.state.particles, self.state.halves[number], own, self.quarters[own],
-            self._search(number, accumulated, own), lambda done: self.on_batch(before + done, total),
+            self.ops, self.particles, self.state.particles, half, own, self.quarters[own], search,
+            lambda done: self.on_batch(before + done, total),
         )  # fmt: skip
+
+    def _add_up(self, results: list[HalfResult], members: tuple[np.ndarray, np.ndarray], shares: Shares) -> None:
+        """Bring together what the ranks have made: sums of a half at its owner, all else at the root."""
+        comm, state = self.comm, self.state
+        for number, result in enumerate(results):
+            arrays = [array for quarter in result.quarters for array in (quarter.data, quarter.weight)]
+            comm.add_up(number, shares.sharers(number), arrays)
+            result.quarters = tuple(
+                quarter.completed(self.ops, self.particles.matrices) for quarter in result.quarters
+            ) if comm.owns(number) else ()  # fmt: skip
+        rows = [result.members for result in results]
+        if self.grey_scales:
+            self.grey_scales = dict(enumerate(comm.of_halves(lambda number: self.grey_scales[number])))
+        parts = comm.gathered([(state.particles.of(own), result.residuals)
+                               for own, result in zip(rows, results, strict=True)])  # fmt: skip
+        for number, result in enumerate(results if parts else ()):
+            result.members = members[number]
+            for rank, part in enumerate(parts):
+                if rank != comm.rank:
+                    state.particles.put(members[number][shares.piece(rank, number)], part[number][0])
+            result.residuals = Residuals.of_ranks([part[number][1] for part in parts])
 
     def _centre_frame(self, results: list[HalfResult]) -> None:
         """Move the map's origin to where the particles' shifts are smallest; both halves move alike."""
+        shift = self.comm.at_root(lambda: self._centre_poses(results))
+        for number, result in enumerate(results):
+            result.quarters = tuple(quarter.moved(self.ops, -shift) for quarter in result.quarters)
+            if self.comm.owns(number):
+                half = self.state.halves[number]
+                half.reference = self.ops.to_host(move_map(self.ops, self.ops.xp.asarray(half.reference), -shift))
+
+    def _centre_poses(self, results: list[HalfResult]) -> np.ndarray:
+        """Point to which the particles' shifts belong, (3,) pixels; it is taken out of them."""
         particles = self.state.particles
         rows = np.concatenate([result.members for result in results])
         rows = rows[~particles.is_rejected[rows]]
         shift = frame_shift(particles.rotations[rows], particles.shifts_px[rows], self.particles.matrices)
         particles.shifts_px[rows] -= particles.rotations[rows][:, :2] @ shift
-        for half, result in zip(self.state.halves, results, strict=True):
-            first, second = (quarter.moved(self.ops, -shift) for quarter in result.quarters)
-            result.quarters = (first, second)
-            half.reference = self.ops.to_host(move_map(self.ops, self.ops.xp.asarray(half.reference), -shift))
+        return shift
 
     def _half_maps(self, results: list[HalfResult], accumulated: int) -> Iteration:
         """The unregularised halves and their FSC."""
         # Sums of quarters are made where they are used: each is as large as all of a quarter.
-        first, second = (
-            self.ops.to_host(fade_corners(result.total.solve(self.ops), self.ops.xp)) for result in results
-        )
-        curve = fsc(first * self.sphere, second * self.sphere)
-        curve[accumulated + 1 :] = 0
-        gain = np.sum([quarter.mean_weight(self.ops) for result in results for quarter in result.quarters], axis=0)
-        return Iteration((first, second), curve, gain)
+        halves = self.comm.of_halves(lambda number: self._half_map(results[number]))
+
+        def curve_of_maps() -> np.ndarray:
+            found = fsc(halves[0][0] * self.sphere, halves[1][0] * self.sphere)
+            found[accumulated + 1 :] = 0
+            return found
+
+        curve = self.comm.at_root(curve_of_maps)
+        if not self.comm.is_root:
+            return Iteration((np.empty(0), np.empty(0)), curve, np.empty(0))
+        return Iteration((halves[0][0], halves[1][0]), curve, halves[0][1] + halves[1][1])
+
+    def _half_map(self, result: HalfResult) -> tuple[np.ndarray, np.ndarray]:
+        """The unregularised map of a half, and the mean weight per shell of its two quarters."""
+        density = self.ops.to_host(fade_corners(result.total.solve(self.ops), self.ops.xp))
+        first, second = (quarter.mean_weight(self.ops) for quarter in result.quarters)
+        return density, first + second
 
     def _join(self, results: list[HalfResult], iteration: Iteration) -> None:
         """The maps of all particles: Wiener-filtered, and, to look at, by the regulariser of the references."""
+        if self.regulariser.shows_halves:
+            shown = self.comm.of_halves(lambda number: self._regularised(
+                self.regulariser, results[number].quarters, number, iteration.fsc))  # fmt: skip
+        references = self.comm.of_halves(lambda number: self.state.halves[number].reference)
+        self._bring_to_root(results[1])
+        if not self.comm.is_root:
+            return
+        iteration.regularised = shown if self.regulariser.shows_halves else ()
+        for half, reference in zip(self.state.halves, references, strict=True):
+            half.reference = reference
         first, second = (result.total for result in results)
         tau_factor = getattr(self.regulariser, "tau_factor", 1.0)  # of the Wiener prior alone
         iteration.joined = joined_map(self.ops, first + second, iteration.fsc, self.support, tau_factor)
@@ -202,16 +264,23 @@ class Refinement:
         if prior.name != Wiener.name:
             memories = [half.memory for half in self.state.halves]
             memory = {name: float(np.sqrt(value * memories[1][name])) for name, value in memories[0].items()}
-            reference = self.ops.xp.asarray((self.state.halves[0].reference + self.state.halves[1].reference) / 2)
+            reference = self.ops.xp.asarray((references[0] + references[1]) / 2)
             evidence = self._evidence((first, second), reference, iteration.fsc, memory, number=1)
             iteration.joined_regularised = self.ops.to_host(prior.regularise(self.ops, evidence).reference)
-        if self.regulariser.shows_halves:
-            iteration.regularised = tuple(
-                self._regularised(self.regulariser, result.quarters, half, iteration.fsc)
-                for half, result in zip(self.state.halves, results, strict=True)
-            )
         if self.keeps_accumulators:
-            iteration.quarters = tuple(result.quarters for result in results)
+            (one, two), (three, four) = (result.quarters for result in results)
+            iteration.quarters = (one, two), (three, four)
+
+    def _bring_to_root(self, result: HalfResult) -> None:
+        """The sums of half set 2 to the root, where the halves are joined."""
+        arrays = [array for quarter in result.quarters for array in (quarter.data, quarter.weight)]
+        found = self.comm.at_root_from_owner(1, arrays)
+        if self.comm.is_root and not self.comm.owns(1):
+            geometry, xp = self.particles.geometry, self.ops.xp
+            data, weight, more_data, more_weight = (xp.asarray(array) for array in found)
+            last = geometry.nyquist_shell
+            result.quarters = tuple(Accumulator(*pair, geometry.box, last, self.particles.kernel)
+                                    for pair in ((data, weight), (more_data, more_weight)))  # fmt: skip
 
     def _next_references(
         self, results: list[HalfResult], iteration: Iteration, accumulated: int
@@ -219,6 +288,8 @@ class Refinement:
         """Regularise both halves; the next band, and what the history is told."""
         started, prior = time.process_time(), self._prior(iteration.fsc)
         first, second = self._regularise(results, iteration.fsc, prior)
+        if not self.comm.is_root:
+            return self.state.band, {}  # the root's are broadcast with the state
         supported = prior.alignment_band(self.ops, first, second)
         iteration.regularised = first, second
         band = next_band(self.particles.geometry, iteration.fsc, accumulated, supported)
@@ -241,26 +312,32 @@ class Refinement:
     ) -> tuple[Regularised, Regularised]:
         """The next references, each from its own half but for the low resolution that both share."""
         geometry = self.particles.geometry
-        pairs = list(zip(results[0].quarters, results[1].quarters, strict=True))
+        quarters = [result.quarters for result in results]
         if self.join_below > 0:
             current = resolution(curve, 0.5, geometry.box, geometry.pixel_size).angstrom
             last = geometry.shell_of(max(self.join_below, current))
-            pairs = [share_low_resolution(self.ops, first, second, last) for first, second in pairs]
-        regularised = []
-        for half, (first, second) in zip(self.state.halves, zip(*pairs, strict=True), strict=True):
-            found = self._regularised(prior, (first, second), half, curve)
-            half.reference = self.ops.to_host(found.reference).astype(np.float32)
-            half.memory = found.memory
-            regularised.append(found)
-        return regularised[0], regularised[1]
+            low = self.comm.of_halves(lambda number: [low_resolution(self.ops, one, last) for one in quarters[number]])
+            both = self.comm.at_root(lambda: list(zip(*low, strict=True)))
+            quarters = [tuple(with_shared_low_resolution(self.ops, own, pair, last)
+                              for own, pair in zip(pairs, both, strict=True)) if pairs else ()
+                        for pairs in quarters]  # fmt: skip
+        found = self.comm.of_halves(lambda number: self._regularised(prior, quarters[number], number, curve))
+        if self.comm.is_root:
+            found = found[0], replace(found[1], reference=self.ops.xp.asarray(found[1].reference))
+            for half, one in zip(self.state.halves, found, strict=True):
+                half.reference = self.ops.to_host(one.reference).astype(np.float32)
+                half.memory = one.memory
+        return found
 
     def _regularised(
-        self, prior: Regulariser, quarters: tuple[Accumulator, Accumulator], half: HalfState, curve: np.ndarray
+        self, prior: Regulariser, quarters: tuple[Accumulator, ...], number: int, curve: np.ndarray
     ) -> Regularised:
-        """What a prior makes of the sums of a half."""
-        previous = self.ops.xp.asarray(half.reference)
-        return prior.regularise(self.ops, self._evidence(quarters, previous, curve, half.memory,
-                                                         self.state.iteration + 1))
+        """What a prior makes of the sums of a half; on the host where it goes to another rank."""
+        half = self.state.halves[number]
+        previous, (first, second) = self.ops.xp.asarray(half.reference), quarters
+        evidence = self._evidence((first, second), previous, curve, half.memory, self.state.iteration + 1)
+        found = prior.regularise(self.ops, evidence)
+        return found if self.comm.is_root else replace(found, reference=self.ops.to_host(found.reference))
 
     def _evidence(
         self, quarters: tuple[Accumulator, Accumulator], previous: Any, curve: np.ndarray, memory: dict[str, float],
@@ -270,14 +347,16 @@ class Refinement:
         return Evidence(quarters, previous, curve, self.support, self.ops.xp.asarray(self.sphere), geometry.box,
                         geometry.pixel_size, number, self.state.band, memory)
 
-    def _update(self, results: list[HalfResult], curve: np.ndarray, band: int, is_last: bool) -> None:
-        """History, noise, scales, and what the next search compares and how widely."""
+    def _updated(
+        self, results: list[HalfResult], curve: np.ndarray, band: int, told: dict[str, Any], is_last: bool
+    ) -> RefinementState:
+        """The state with history, noise, scales, and what the next search compares and how widely."""
         state, geometry = self.state, self.particles.geometry
         particles, finest = state.particles, results[0].finest_deg
         for row in np.flatnonzero(particles.is_rejected):
             state.rejected.setdefault(int(row), "no orientation has a finite likelihood")
         state.iteration += 1
-        state.history.append(self._summary(curve, finest, is_last))
+        state.history.append(self._summary(curve, finest, is_last) | told)
         state.fsc, state.band = curve, band
         before, after = state.stage, next_stage(state, finest)
         for half, result in zip(state.halves, results, strict=True):
@@ -287,6 +366,7 @@ class Refinement:
             members = result.members[~particles.is_rejected[result.members]]
             update_search(half, particles, members, geometry, state.band, finest_deg=finest, before=before, after=after)
         state.stage = after
+        return state
 
     def _summary(self, curve: np.ndarray, finest_deg: float, is_last: bool) -> dict[str, Any]:
         """Plain numbers of the iteration that has just ended."""

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from sparsecv.engine.ranks import ALONE, Comm
+from sparsecv.engine.ranks.comm import summed
 from sparsecv.engine.refine.expectation import GridBank, SearchPlan, weighted_images
 from sparsecv.engine.refine.half import HalfResult, Particles, in_batches
 from sparsecv.engine.refine.state import HalfState, ParticleState
@@ -19,6 +21,7 @@ SCALE_FSC = 0.75  # SSNR 3: shells that tell the scale of a group
 SCALE_LIMIT = 5.0  # a scale lies within this factor of the median
 NORM_LIMIT = 3.0
 GREY_IMAGES, GREY_FEWEST, GREY_CYCLES = 400, 100, 20
+GREY_TOLERANCE = 1e-4  # relative change of the last cycle; each is a third of the one before
 
 
 def signal_to_noise(fsc: np.ndarray) -> np.ndarray:
@@ -27,7 +30,9 @@ def signal_to_noise(fsc: np.ndarray) -> np.ndarray:
     return curve / (1 - curve)
 
 
-def image_power(ops: Any, particles: Particles, members: np.ndarray, shifts_px: np.ndarray) -> np.ndarray:
+def image_power(
+    ops: Any, particles: Particles, members: np.ndarray, shifts_px: np.ndarray, comm: Comm = ALONE
+) -> np.ndarray:
     """Mean power of masked images, as sigma^2 per optics group and shell (groups, shells).
 
     The first noise spectra, and the later ones beyond the band: there an image is nearly all noise.
@@ -35,17 +40,20 @@ def image_power(ops: Any, particles: Particles, members: np.ndarray, shifts_px: 
     table = particles.table
     total, counts = np.zeros((len(table.optics), particles.disc.last + 1)), np.zeros(len(table.optics))
     ones = np.ones_like(total)
+    own = members[comm.rank * len(members) // comm.size : (comm.rank + 1) * len(members) // comm.size]
 
     def add(part: slice, images: Any) -> None:
-        index = members[part]
+        index = own[part]
         batch = particles.batch(ops, index, shifts_px[index], np.ones(len(index)), np.ones(len(index)), ones, images)
         power = batch.masked.real**2 + batch.masked.imag**2
         sums = ops.to_host(ops.sum_disc_shells(power, particles.disc.on(ops.xp).offsets))
         np.add.at(total, table.optics_index[index], sums)
         np.add.at(counts, table.optics_index[index], 1)
 
-    in_batches(ops, particles, members, particles.batch_size(None, 0), add)
-    return _spectra(particles, total, counts)
+    # Of several ranks each has other images here than in the search: these need not stay on the device.
+    in_batches(ops, particles, own, particles.batch_size(None, 0), add, keeps=comm.size == 1)
+    parts = comm.gathered((total, counts))
+    return comm.at_root(lambda: _spectra(particles, *(summed(sums) for sums in zip(*parts, strict=True))))
 
 
 def _spectra(particles: Particles, total: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -104,7 +112,7 @@ def grey_scale(
     """Factor that brings a reference of unknown grey scale to that of the images.
 
     Started from the poses of highest normalised cross-correlation, which does not depend on the scale, then made the
-    maximum-likelihood one by a few cycles of expectation maximisation over the scale alone: the correlation's own
+    maximum-likelihood one by cycles of expectation maximisation over the scale alone: the correlation's own
     scale is too high, because the best of many poses also fits noise.
 
     It takes the first 400 images, or as many as have room for all their products in half of the batch memory, but at
@@ -137,7 +145,9 @@ def grey_scale(
             sums += float((weight * cross).sum()), float((weight.sum(axis=1) * norm).sum())
         if not sums[0] > 0:
             break
-        scale_factor = sums[0] / sums[1]
+        before, scale_factor = scale_factor, sums[0] / sums[1]
+        if abs(scale_factor / before - 1) < GREY_TOLERANCE:
+            break
     return float(scale_factor)
 
 

@@ -15,6 +15,8 @@ from sparsecv.engine.io.particles import ParticleTable
 from sparsecv.engine.physics.fourier import low_pass, resample
 from sparsecv.engine.physics.masks import check_mask, sphere
 from sparsecv.engine.physics.symmetry import symmetry_matrices
+from sparsecv.engine.ranks import ALONE, Comm
+from sparsecv.engine.ranks.comm import summed
 from sparsecv.engine.refine.half import Particles
 from sparsecv.engine.refine.loop import Refinement
 from sparsecv.engine.refine.memory_plan import MemoryPlan, plan_memory
@@ -37,8 +39,10 @@ UNUSUAL_DEVIATION = 20.0  # an image's standard deviation this far from the medi
 Warn = Callable[[str], None]
 
 
-def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progress) -> Refinement:
+def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progress, comm: Comm = ALONE) -> Refinement:
     """Read and check every input, and make the state before the first iteration; nothing is written.
+
+    Every rank reads the tables and maps; the images are read, once, by all of them together.
 
     Raises
     ------
@@ -59,6 +63,9 @@ def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progre
     if settings.initial_lowpass <= 0:
         warn("the starting map is not low-pass filtered: both halves share all that it shows")
     table = table.with_halves(settings.seed)
+    if 2 * comm.size > len(table):
+        raise InputError("there are more processes than work for them", file=settings.particles, value=comm.size,
+                         rule=f"at most half of the {len(table)} particles", remedy="start fewer with mpirun -n")
     diameter = particle_diameter(settings.particle_diameter, table.box * table.pixel_size)
     geometry = Geometry(table.box, table.pixel_size, diameter)
     matrices = symmetry_matrices(settings.symmetry)
@@ -67,7 +74,7 @@ def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progre
     support = read_support(settings.mask, table.box, table.pixel_size, round_mask, warn)
     if settings.initial_lowpass > 0:
         reference = low_pass(reference, table.pixel_size, settings.initial_lowpass)
-    plan = memory_plan_of(settings, kernels, geometry, len(table))
+    plan = memory_plan_of(settings, kernels, geometry, -(-len(table) // comm.size))
     particles = Particles.of(kernels, table, geometry, matrices, plan.batch_bytes / 1e6,
                              intact_first_peak=settings.intact_first_peak, kernel=settings.scatter_kernel,
                              precision=settings.precision, tell=progress.line)
@@ -83,9 +90,11 @@ def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progre
         warn(plan.warning)
     particles.images.reserve(plan.resident, plan.kind)
     _check_mtf(table, warn)
-    state = _start(settings, kernels, particles, reference * support)
+    state = _start(settings, kernels, particles, reference * support, comm)
     # A global search finds the grey scale together with the poses, in its first iteration.
-    grey_scales = _fit_grey_scales(kernels, particles, state) if settings.local else []
+    grey_scales = comm.at_root(lambda: _fit_grey_scales(kernels, particles, state)) if settings.local else {}
+    for number, factor in grey_scales.items():
+        state.halves[number].reference *= np.float32(factor)
     return Refinement(
         ops=kernels,
         particles=particles,
@@ -101,6 +110,7 @@ def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progre
         common=_common(settings, geometry),
         grey_scales=grey_scales,
         keeps_accumulators=settings.keep_accumulators,
+        comm=comm,
     )
 
 
@@ -183,14 +193,16 @@ def read_support(path: Path | None, box: int, pixel_size: float, round_mask: np.
     return np.clip(mask.data, 0, 1)
 
 
-def _start(settings: RefineSettings, kernels: Any, particles: Particles, reference: np.ndarray) -> RefinementState:
+def _start(
+    settings: RefineSettings, kernels: Any, particles: Particles, reference: np.ndarray, comm: Comm
+) -> RefinementState:
     """State before the first iteration; images that cannot be used are set aside here."""
     table, geometry = particles.table, particles.geometry
     n = len(table)
     rotations = table.rotations if settings.local else np.tile(np.eye(3), (n, 1, 1))
     shifts = table.shifts / table.pixel_size if table.has_poses else np.zeros((n, 2))
     state = ParticleState.start(rotations, shifts)
-    rejected = _unusable(table)
+    rejected = _unusable(table, comm)
     state.is_rejected[list(rejected)] = True
     check_rejected(settings, rejected, n)
     for number in (1, 2):
@@ -208,7 +220,7 @@ def _start(settings: RefineSettings, kernels: Any, particles: Particles, referen
         halves.append(
             HalfState(
                 reference=reference.astype(np.float32),
-                noise=image_power(kernels, particles, members, shifts),
+                noise=image_power(kernels, particles, members, shifts, comm),
                 scale=np.ones(len(table.group_names)),
                 shift_sigma_px=sigma,
                 reach_px=reach,
@@ -223,9 +235,9 @@ def _start(settings: RefineSettings, kernels: Any, particles: Particles, referen
     return RefinementState(state, (halves[0], halves[1]), curve, band, stage, rejected=rejected)
 
 
-def _fit_grey_scales(ops: Any, particles: Particles, state: RefinementState) -> list[float]:
-    """Bring the starting references to the grey scale of the images at the poses given; returns the halves' factors."""
-    factors = []
+def _fit_grey_scales(ops: Any, particles: Particles, state: RefinementState) -> dict[int, float]:
+    """Factors that bring the halves' references to the grey scale of the images at the poses given."""
+    factors = {}
     for number, half in enumerate(state.halves):
         members = np.flatnonzero((particles.table.halves == number + 1) & ~state.particles.is_rejected)
         spared = min(state.band, particles.geometry.shell_of_step(2 * half.local_sigma_deg))
@@ -235,22 +247,35 @@ def _fit_grey_scales(ops: Any, particles: Particles, state: RefinementState) -> 
             raise InputError("the reference does not fit the images at their poses", value=round(factor, 4),
                              item="scale of the reference", rule="positive", remedy="invert the contrast of the images "
                              "or of the reference (particles are white), or check the hand and the poses")
-        half.reference = half.reference * np.float32(factor)
-        factors.append(factor)
+        factors[number] = factor
     return factors
 
 
-def _unusable(table: ParticleTable, block: int = 1024) -> dict[int, str]:
+def _unusable(table: ParticleTable, comm: Comm, block: int = 1024) -> dict[int, str]:
     """Reason for each image that cannot be used, by row: no usable numbers, or far from the others' grey scale."""
+    own = _examined(table, range(comm.rank * block, len(table), comm.size * block), block)
+    parts = comm.gathered(own)
+    return comm.at_root(lambda: _outliers(table, summed([part[0] for part in parts]),
+                                          {row: text for part in parts for row, text in part[1].items()}))
+
+
+def _examined(table: ParticleTable, starts: range, block: int) -> tuple[np.ndarray, dict[int, str]]:
+    """Standard deviation of the images of some blocks (n,), 0 for others; and what is wrong with some, by row."""
     found: dict[int, str] = {}
     deviation = np.zeros(len(table))
-    for start in range(0, len(table), block):
+    for start in starts:
         index = np.arange(start, min(start + block, len(table)))
         images, good = table.read_images(index)
         deviation[index] = images.std(axis=(1, 2), dtype=np.float64)
         bad = index[~good]
         if len(bad):
             found |= dict(zip(bad.tolist(), table.image_faults(bad), strict=True))
+    return deviation, found
+
+
+def _outliers(table: ParticleTable, deviation: np.ndarray, found: dict[int, str]) -> dict[int, str]:
+    """What was found, in the order of the rows, and images far from the others' grey scale."""
+    found = dict(sorted(found.items()))
     for number in range(len(table.optics)):
         known = np.flatnonzero((table.optics_index == number) & (deviation > 0))
         usual = np.median(deviation[known]) if len(known) else 1.0

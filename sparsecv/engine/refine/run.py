@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.particles import ParticleTable
 from sparsecv.engine.io.results import remove_results
 from sparsecv.engine.physics.masks import sphere
+from sparsecv.engine.ranks import ALONE, Comm
 from sparsecv.engine.refine.accumulator_files import Origin, write_accumulators
 from sparsecv.engine.refine.checkpoint import load_checkpoint, save_checkpoint
 from sparsecv.engine.refine.final_maps import mask_of_map, sharpened_locally
@@ -62,13 +64,17 @@ class RefineResult:
     warnings: list[str]
 
 
-def refine(settings: RefineSettings, progress: Progress, on_start: Callable[[], None] = lambda: None) -> RefineResult:
+def refine(
+    settings: RefineSettings, progress: Progress, on_start: Callable[[], None] = lambda: None, comm: Comm = ALONE
+) -> RefineResult:
     """Refine particles against a starting map and write the results into ``settings.output``.
 
     Parameters
     ----------
     on_start
         Called when every input has been checked and the results of an earlier run are out of the way.
+    comm
+        The ranks that share the refinement: this is what the root does; the others :func:`assist`.
 
     Raises
     ------
@@ -77,9 +83,7 @@ def refine(settings: RefineSettings, progress: Progress, on_start: Callable[[], 
     RuntimeError
         When the device asked for cannot be used.
     """
-    threads = use_threads(settings.threads)
-    keep_freed_memory()
-    kernels = ops(settings.device)
+    threads, kernels = _resources(settings, comm)
     warnings: list[str] = []
 
     def warn(text: str) -> None:
@@ -90,8 +94,10 @@ def refine(settings: RefineSettings, progress: Progress, on_start: Callable[[], 
     folder.mkdir(parents=True, exist_ok=True)
     if settings.device == "auto":
         problem = gpu_problem()
-        progress.line(f"computing on the CPU with {threads} threads: {problem}" if problem else "computing on the GPU")
-    refinement = prepare(settings, kernels, warn, progress)
+        where = f"on the CPU with {threads} threads" if problem else "on the GPU"
+        among = f" in each of {comm.size} processes" if comm.size > 1 else ""
+        progress.line(f"computing {where}{among}" + (f": {problem}" if problem else ""))
+    refinement = prepare(settings, kernels, warn, progress, comm)
     identity = _identity(settings, refinement)
     found = load_checkpoint(folder, warn) if settings.resume else None
     if settings.resume and found is None:
@@ -106,6 +112,8 @@ def refine(settings: RefineSettings, progress: Progress, on_start: Callable[[], 
             remove_results(folder, (settings.particles, settings.reference, settings.mask), WRITTEN)
         on_start()
         status.write("running", refinement.state.history)
+        comm.report_to(status.path)
+        refinement.state = comm.at_root(lambda: refinement.state)
         iteration = _iterate(refinement, settings, identity, status, progress)
         return _finish(refinement, iteration, settings, status, warnings, warn, threads)
     except BaseException as error:  # whatever ends the run, a signal included, is on record
@@ -113,6 +121,29 @@ def refine(settings: RefineSettings, progress: Progress, on_start: Callable[[], 
         with suppress(OSError):  # a full disk must not hide what went wrong first
             status.write("failed", refinement.state.history, error=reason)
         raise
+
+
+def assist(settings: RefineSettings, comm: Comm) -> None:
+    """Do a rank's share of a refinement whose root runs :func:`refine` with the same settings; nothing is written."""
+    _, kernels = _resources(settings, comm)
+    refinement = prepare(settings, kernels, lambda text: None, Progress(io.StringIO()), comm)
+    refinement.state = comm.at_root(lambda: refinement.state)
+    is_last = False
+    while not is_last:
+        is_last = _is_last(refinement, settings)
+        refinement.iterate(is_last=is_last)
+
+
+def _resources(settings: RefineSettings, comm: Comm) -> tuple[int, Any]:
+    """Threads and kernels of this rank, each on a GPU of its own as far as there are."""
+    threads = use_threads(settings.threads, comm.core_sharers)
+    keep_freed_memory()
+    return threads, ops(settings.device, comm.local_rank)
+
+
+def _is_last(refinement: Refinement, settings: RefineSettings) -> bool:
+    """Whether the next iteration is the joined last one; all ranks come to the same answer."""
+    return refinement.is_ready_to_finish or refinement.state.iteration + 1 >= settings.iterations
 
 
 def _check_nothing_to_lose(folder: Path) -> None:
@@ -160,17 +191,17 @@ def _iterate(
     """Iterate to convergence; returns the joined last iteration."""
     folder = settings.output
     while True:
-        state = refinement.state
-        is_last = refinement.is_ready_to_finish or state.iteration + 1 >= settings.iterations
-        number = state.iteration + 1
+        is_last = _is_last(refinement, settings)
+        number = refinement.state.iteration + 1
         progress.iteration_started(number, number if is_last else max(number + 2, 9))
         refinement.on_batch = progress.advance
         iteration = refinement.iterate(is_last=is_last)
+        state = refinement.state
         if state.rejected:  # written at once: if they are too many, they are what the user has to look at
             write_rejected(folder / REJECTED, refinement.particles.table, state.rejected)
         check_rejected(settings, state.rejected, len(refinement.halves), folder / REJECTED)
         if number == 1:
-            factors = " and ".join(f"{factor:.3g}" for factor in refinement.grey_scales)
+            factors = " and ".join(f"{factor:.3g}" for factor in refinement.grey_scales.values())
             progress.line(f"the starting map was multiplied by {factors} (half 1 and 2) to fit the images' grey scale")
         last = state.history[-1]
         write_iteration_pictures(folder, refinement, iteration, settings.regulariser)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,15 @@ class ParticleState:
             rotations.copy(), shifts_px.copy(), np.ones(n), zeros.copy(), zeros.copy(),
             np.zeros(n, dtype=np.int64), zeros.copy(), zeros.copy(), zeros.copy(), np.zeros(n, dtype=bool),
         )  # fmt: skip
+
+    def of(self, rows: np.ndarray) -> ParticleState:
+        """The state of some particles, copied."""
+        return ParticleState(**{entry.name: getattr(self, entry.name)[rows] for entry in fields(self)})
+
+    def put(self, rows: np.ndarray, part: ParticleState) -> None:
+        """Take over the state of some particles."""
+        for entry in fields(self):
+            getattr(self, entry.name)[rows] = getattr(part, entry.name)
 
 
 @dataclass
