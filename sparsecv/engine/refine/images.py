@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from sparsecv.engine.physics.ctf import CtfParameters, ctf
+from sparsecv.engine.physics.ctf import CtfParameters, ctf, frequency_powers
 from sparsecv.engine.physics.disc import Disc
 
 
@@ -75,11 +76,18 @@ def transform_images(ops: Any, images: Any, centre_px: np.ndarray, circle: Any, 
     return masked.astype(xp.complex64), unmasked.astype(xp.complex64)
 
 
+@lru_cache(maxsize=4)
+def _powers(disc: Disc, pixel_size: float, xp: Any) -> Any:
+    """`frequency_powers` of a disc, uploaded once: they are megabytes, and the same for every batch."""
+    return frequency_powers(disc.kx, disc.ky, disc.box, pixel_size, xp)
+
+
 def ctf_images(
     ops: Any, parameters: CtfParameters, scale: np.ndarray, disc: Disc, pixel_size: float, **options: bool
 ) -> Any:
     """CTF of each image at the disc's pixels times the scale of its group, (I, J) float32."""
-    values = ctf(parameters, disc.kx, disc.ky, disc.box, pixel_size, xp=ops.xp, **options)
+    powers = _powers(disc, pixel_size, ops.xp)
+    values = ctf(parameters, disc.kx, disc.ky, disc.box, pixel_size, xp=ops.xp, powers=powers, **options)
     if np.any(scale != 1):
         values = values * ops.xp.asarray(scale.astype(np.float32))[:, None]
     return values
