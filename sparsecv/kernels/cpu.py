@@ -257,9 +257,14 @@ def shift_images(images: Any, shifts: Any, kx: Any, ky: Any, box: int) -> Any:
 # ------------------------------------------------------------------------------------------------- backprojection
 @compiled
 def _weighted_slice(pairs, total, images, ctf2, i, weights):
-    """Sum over shifts of weight x image into pairs (2J,), and total weight x CTF^2 into total (J,)."""
-    pairs[:] = 0
+    """Sum over shifts of weight x image into pairs (2J,), and total weight x CTF^2 into total (J,).
+
+    Where all weights are 0, which is so for the candidates that thinning has left out, neither is written.
+    """
     mass = np.float32(0)
+    if not weights.any():
+        return mass
+    pairs[:] = 0
     for t in range(weights.shape[0]):
         w = weights[t]
         if w != 0:
