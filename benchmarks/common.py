@@ -75,7 +75,8 @@ class Bench:
     def sparsecv(self, *arguments: str, log: Path, cwd: Path | None = None, start: Sequence[str] = ()) -> Usage:
         """Run this checkout's ``sparsecv``, by a command such as ``mpirun -n 2`` if any, and measure it."""
         environment = {"PYTHONPATH": str(ROOT), "NUMBA_CACHE_DIR": str(self.numba_cache)}
-        return measure([*start, sys.executable, "-m", "sparsecv.cli", *arguments], log=log, cwd=cwd, environment=environment)
+        command = [*start, sys.executable, "-m", "sparsecv.cli", *arguments]
+        return measure(command, log=log, cwd=cwd, environment=environment)
 
 
 def newest_kernel() -> float:

@@ -3,8 +3,8 @@
 
     python benchmarks/ranks.py gpcr64 t20s96 gpcr96 --repeats 3
 
-Runs alternate, and the least wall time of each counts: other work on the machine only ever adds to it. On a machine with
-fewer than three cores the row of three processes says nothing about time.
+Runs alternate, and the least wall time of each counts: other work on the machine only ever adds to it. On a machine
+with fewer than three cores the row of three processes says nothing about time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def refined(bench: Bench, name: str, way: tuple[int, int], prior: str) -> tuple[
     shutil.rmtree(folder, ignore_errors=True)
     words = ["--particles", "input.star", "--reference", task.reference, "--output", str(folder), "--symmetry",
              task.symmetry, "--particle-diameter", f"{task.diameter:g}", "--initial-lowpass", f"{task.low_pass:g}",
-             "--threads", str(threads), "--device", "cpu", "--seed", "1", "--regulariser", prior, *task.ours]  # fmt: skip
+             "--threads", str(threads), "--device", "cpu", "--seed", "1", "--regulariser", prior,
+             *task.ours]  # fmt: skip
     log = folder.with_suffix(".log")
     start = [] if ranks == 1 else [launcher(), "-n", str(ranks)]
     return folder, bench.sparsecv("refine", *words, log=log, cwd=bench.data_set(name), start=start)

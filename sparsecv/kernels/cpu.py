@@ -48,10 +48,14 @@ from sparsecv.kernels.cpu_stream import prefetched as prefetched
 
 xp = np
 name = "cpu"
-# Memory that private accumulators may take together, but for the one that there must be. It takes a third more than the
-# sums themselves, with twofold padding 0.5 GiB at 200 pixels, 1 GiB at 256, 3.9 GiB at 400: beyond 200 pixels there is
-# one only, and one thread deposits.
-PRIVATE_BYTES = 1 << 30
+# Memory that private accumulators may take together, but for the one that there must be. Each is as large as the sums
+# themselves, with twofold padding 0.8 GiB at 200 pixels, 1.6 GiB at 256, 5.9 GiB at 400: beyond 216 pixels there is one
+# only, and one thread deposits; several processes have one each.
+PRIVATE_BYTES = 2 << 30
+# Of accumulators: in double precision, sums do not depend, once rounded to single, on the order of their parts. So
+# results are the same with any number of threads and processes; in single precision a refinement multiplies the last
+# bits, from iteration to iteration, to per cents.
+SUMS = np.complex128, np.float64
 
 
 def to_host(array: Any) -> np.ndarray:
@@ -279,17 +283,17 @@ def _weighted_slice(pairs, total, images, ctf2, i, weights):
 
 @compiled
 def _deposit_trilinear(volume, voxel, part, ny, nx, pairs, total, a, kx, ky, padding):
-    """Adjoint of the trilinear slice; a voxel of the flat volume is (real, imaginary, weight, unused)."""
+    """Adjoint of the trilinear slice; a voxel of the flat volume is (real, imaginary, weight), float64."""
     _place(voxel, part, ny, nx, a, kx, ky, padding)
-    one = np.float32(1)
-    row, plane = np.uint64(4 * nx), np.uint64(4 * nx * ny)
+    one = 1.0
+    row, plane = np.uint64(3 * nx), np.uint64(3 * nx * ny)
     for j in range(kx.shape[0]):
-        fx, fy, fz = part[0, j], part[1, j], part[2, j]
+        fx, fy, fz = np.float64(part[0, j]), np.float64(part[1, j]), np.float64(part[2, j])
         gy, gz = one - fy, one - fz
-        re, im, w = pairs[2 * j], part[3, j] * pairs[2 * j + 1], total[j]
+        re, im, w = np.float64(pairs[2 * j]), np.float64(part[3, j] * pairs[2 * j + 1]), np.float64(total[j])
         far_re, far_im, far_w = fx * re, fx * im, fx * w
         near_re, near_im, near_w = re - far_re, im - far_im, w - far_w
-        first = np.uint64(4 * voxel[j])
+        first = np.uint64(3 * voxel[j])
         for corner in range(4):
             p, g = first, gz * gy
             if corner == 1:
@@ -301,16 +305,16 @@ def _deposit_trilinear(volume, voxel, part, ny, nx, pairs, total, a, kx, ky, pad
             volume[p] += g * near_re
             volume[p + np.uint64(1)] += g * near_im
             volume[p + np.uint64(2)] += g * near_w
-            volume[p + np.uint64(4)] += g * far_re
-            volume[p + np.uint64(5)] += g * far_im
-            volume[p + np.uint64(6)] += g * far_w
+            volume[p + np.uint64(3)] += g * far_re
+            volume[p + np.uint64(4)] += g * far_im
+            volume[p + np.uint64(5)] += g * far_w
 
 
 @compiled
 def _deposit_gaussian(volume, ny, nx, pairs, total, a, kx, ky, padding):
     """27 neighbours weighted by exp(-d^2 / 2); a neighbour at x = -1 is folded onto its Friedel mate."""
     centre = np.int64((ny - 1) // 2)
-    row, plane = np.int64(4 * nx), np.int64(4 * nx) * ny
+    row, plane = np.int64(3 * nx), np.int64(3 * nx) * ny
     xx, xy, yx, yy, zx, zy = _axes(a, padding)
     one, half = np.float32(1), np.float32(0.5)
     ex, ey, ez = np.empty(3, np.float32), np.empty(3, np.float32), np.empty(3, np.float32)
@@ -332,9 +336,9 @@ def _deposit_gaussian(volume, ny, nx, pairs, total, a, kx, ky, padding):
                 iz, iy = z0 + dz - 1, y0 + dy - 1
                 p = (centre + iz) * plane + (centre + iy) * row
                 for dx in range(3):
-                    ix, q, mate = x0 + dx - 1, p + 4 * (x0 + dx - 1), one
+                    ix, q, mate = x0 + dx - 1, p + 3 * (x0 + dx - 1), one
                     if ix < 0:
-                        q, mate = (centre - iz) * plane + (centre - iy) * row + 4, -one
+                        q, mate = (centre - iz) * plane + (centre - iy) * row + 3, -one
                     g = coefficient * ex[dx]
                     volume[q] += g * re
                     volume[q + 1] += mate * g * im
@@ -363,13 +367,13 @@ def _merge(data, weight, private):
     for z in numba.prange(data.shape[0]):
         for y in range(data.shape[1]):
             for x in range(data.shape[2]):
-                re, im, w = np.float32(0), np.float32(0), np.float32(0)
+                re, im, w = 0.0, 0.0, 0.0
                 for k in range(private.shape[0]):
                     voxel = private[k, z, y, x]
                     re += voxel[0]
                     im += voxel[1]
                     w += voxel[2]
-                data[z, y, x] += np.complex64(complex(re, im))
+                data[z, y, x] += complex(re, im)
                 weight[z, y, x] += w
 
 
@@ -380,8 +384,8 @@ def backprojection(data: Any, weight: Any, kernel: str = "trilinear") -> Iterato
     The private copies are made and summed once for all the batches: at large boxes that costs more than a batch.
     """
     check_kernel(kernel)
-    copies = max(1, min(numba.get_num_threads(), PRIVATE_BYTES // (16 * data.size)))
-    private = np.zeros((copies, 4 * data.size), dtype=np.float32)
+    copies = max(1, min(numba.get_num_threads(), PRIVATE_BYTES // (24 * data.size)))
+    private = np.zeros((copies, 3 * data.size))
     ny, nx = data.shape[1:]
 
     def add(images: Any, ctf2: Any, weights: Any, rotations: Any, owner: Any, kx: Any, ky: Any, padding: int) -> None:
@@ -392,7 +396,7 @@ def backprojection(data: Any, weight: Any, kernel: str = "trilinear") -> Iterato
         _backproject(private, ny, nx, pairs, *arguments, np.float32(padding), kernel == "gaussian")
 
     yield add
-    _merge(data, weight, private.reshape(copies, *data.shape, 4))
+    _merge(data, weight, private.reshape(copies, *data.shape, 3))
 
 
 def backproject(

@@ -49,6 +49,7 @@ from sparsecv.kernels.cuda_sparse_tv import split_step as split_step
 from sparsecv.kernels.cuda_stream import prefetched as prefetched
 
 TILES = (1, 2, 4, 8, 16)  # shifts that a block scores at once; each costs a register
+SUMS = np.complex64, np.float32  # of accumulators: atomic additions come in any order, whatever the precision
 OUT_OF_MEMORY = ("ALLOC_FAILED", "cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY")
 CUDA_R_32F = 0  # cudaDataType_t of library_types.h
 LEAST_CAPABILITY = 80  # of a device that has bfloat16 and TF32

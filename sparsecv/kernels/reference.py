@@ -60,6 +60,7 @@ from sparsecv.kernels.reference_sparse_tv import split_step as split_step
 Array = Any  # numpy.ndarray; the shapes and types stand in each docstring
 xp = np
 name = "reference"
+SUMS = np.complex128, np.float64  # of accumulators
 
 
 def to_host(array: Array) -> Array:

@@ -115,7 +115,7 @@ class Comm:
         Parameters
         ----------
         arrays
-            float32 or complex64, contiguous, on the host or on the device; empty for ranks that are no sharers.
+            Of the kernels' ``SUMS``, contiguous, on the host or on the device; none for ranks that are no sharers.
         """
 
     def at_root_from_owner(self, number: int, arrays: Sequence[Any]) -> Sequence[Any]:

@@ -180,20 +180,29 @@ class Refinement:
         total = sum(piece.stop - piece.start for piece in pieces)
         before = number * (pieces[0].stop - pieces[0].start)
         search = self._search(number, accumulated, members[number], shares)
-        return expectation_maximisation(
+        result = expectation_maximisation(
             self.ops, self.particles, self.state.particles, half, own, self.quarters[own], search,
             lambda done: self.on_batch(before + done, total),
         )  # fmt: skip
+        if shares.sharers(number) == [rank]:  # before the other half's sums are made: these shrink by it
+            self._complete(result)
+        return result
+
+    def _complete(self, result: HalfResult) -> None:
+        result.quarters = tuple(one.completed(self.ops, self.particles.matrices) for one in result.quarters)
 
     def _add_up(self, results: list[HalfResult], members: tuple[np.ndarray, np.ndarray], shares: Shares) -> None:
         """Bring together what the ranks have made: sums of a half at its owner, all else at the root."""
         comm, state = self.comm, self.state
         for number, result in enumerate(results):
-            arrays = [array for quarter in result.quarters for array in (quarter.data, quarter.weight)]
-            comm.add_up(number, shares.sharers(number), arrays)
-            result.quarters = tuple(
-                quarter.completed(self.ops, self.particles.matrices) for quarter in result.quarters
-            ) if comm.owns(number) else ()  # fmt: skip
+            sharers = shares.sharers(number)
+            if len(sharers) > 1:
+                arrays = [array for quarter in result.quarters for array in (quarter.data, quarter.weight)]
+                comm.add_up(number, sharers, arrays)
+                if comm.owns(number):
+                    self._complete(result)
+                else:
+                    result.quarters = ()
         rows = [result.members for result in results]
         if self.grey_scales:
             self.grey_scales = dict(enumerate(comm.of_halves(lambda number: self.grey_scales[number])))

@@ -15,6 +15,7 @@ from sparsecv.engine.refine.volumes import PADDING, half_width
 
 # Bytes per voxel of a padded Fourier volume (half of it is stored).
 SUMS = 12  # of one quarter: data complex64, weight float32; all four quarters live to the end of the last iteration
+CPU_SUMS = 24  # while images are added on the CPU: complex128 and float64, of the half at work, and one private copy
 REFERENCE = 8
 # Bytes per voxel of the padded map of (2 box)^3: the map or its half transform, a copy of it on the way, cuFFT's work.
 TRANSFORMS = 18
@@ -49,17 +50,17 @@ class MemoryPlan:
     warning: str = ""
 
 
-def volume_bytes(geometry: Geometry) -> float:
+def volume_bytes(geometry: Geometry, *, is_gpu: bool) -> float:
     """Bytes of all volumes of the last iteration, when shells up to Nyquist are backprojected.
 
-    The sums of all quarters, and beside them either the reference and one quarter that is being symmetrised, or, later,
+    The sums of all quarters, and beside them either the reference and what is being added to or symmetrised, or, later,
     both halves, their sum, the transforms of a map and the work of a regulariser.
     """
     c = half_width(geometry.nyquist_shell)
     voxels = (2 * c + 1) ** 2 * (c + 1)
-    expecting = (REFERENCE + SUMS) * voxels
-    joining = 3 * SUMS * voxels + TRANSFORMS * (PADDING * geometry.box) ** 3 + REGULARISER * geometry.box**3
-    return float(4 * SUMS * voxels + max(expecting, joining))
+    expecting = REFERENCE + (5 * SUMS if is_gpu else 2 * SUMS + 3 * CPU_SUMS)
+    joining = 7 * SUMS * voxels + TRANSFORMS * (PADDING * geometry.box) ** 3 + REGULARISER * geometry.box**3
+    return float(max(expecting * voxels, joining))
 
 
 def plan_memory(
@@ -86,7 +87,7 @@ def plan_memory(
         Bytes that may be used (None: what is free), and that a batch may take (None: what suits the device).
     """
     usable = (1 - RESERVE) * (free if asked is None else min(asked, free))
-    volumes = volume_bytes(geometry)
+    volumes = volume_bytes(geometry, is_gpu=is_gpu)
     left = max(usable - volumes, 0.0)
     if asked_batch is not None:
         batch = asked_batch

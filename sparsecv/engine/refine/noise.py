@@ -132,7 +132,7 @@ def grey_scale(
         best_shift = cross.max(axis=1)  # the norm does not depend on the shift
         best = (best_shift / xp.sqrt(xp.maximum(norm, xp.float32(1e-30)))).argmax(axis=1)
         at = xp.arange(len(cross))
-        sums += float(best_shift[at, best].sum()), float(norm[at, best].sum())
+        sums += _totals(best_shift[at, best], norm[at, best])
     if not sums[0] > 0 or not sums[1] > 0:
         return 1.0
     scale_factor = sums[0] / sums[1]
@@ -142,13 +142,18 @@ def grey_scale(
             score = xp.float32(scale_factor) * cross - xp.float32(scale_factor**2 / 2) * norm[:, None, :]
             weight = xp.exp(score - score.max(axis=(1, 2), keepdims=True))
             weight /= weight.sum(axis=(1, 2), keepdims=True)
-            sums += float((weight * cross).sum()), float((weight.sum(axis=1) * norm).sum())
+            sums += _totals(weight * cross, weight.sum(axis=1) * norm)
         if not sums[0] > 0:
             break
         before, scale_factor = scale_factor, sums[0] / sums[1]
         if abs(scale_factor / before - 1) < GREY_TOLERANCE:
             break
     return float(scale_factor)
+
+
+def _totals(cross: Any, norm: Any) -> tuple[float, float]:
+    """Sums over a block, in double precision, so that the size of blocks does not show."""
+    return float(cross.sum(dtype=np.float64)), float(norm.sum(dtype=np.float64))
 
 
 @dataclass(frozen=True)
@@ -197,5 +202,5 @@ def grey_scale_at_poses(
         rotations = xp.asarray(state.rotations[rows].astype(np.float32))
         owner = xp.arange(len(rows), dtype=xp.int32)
         cross, norm = ops.score_candidates(volume, rotations, owner, moved, ctf2, pixels.kx, pixels.ky, PADDING)
-        sums += float(cross.sum()), float(norm.sum())
+        sums += _totals(cross, norm)
     return float(sums[0] / sums[1]) if sums[1] > 0 else 1.0

@@ -169,9 +169,10 @@ class Accumulator:
     Attributes
     ----------
     data
-        sum of posterior x CTF x image / sigma^2, complex64 half volume.
+        sum of posterior x CTF x image / sigma^2, half volume, complex64.
     weight
-        sum of posterior x CTF^2 / sigma^2, float32 half volume.
+        sum of posterior x CTF^2 / sigma^2, half volume, float32. While images are added, both are of the kernels'
+        ``SUMS``.
     box
         Of the images, pixels.
     last_shell
@@ -189,9 +190,10 @@ class Accumulator:
     @classmethod
     def empty(cls, ops: Any, box: int, last_shell: int, kernel: str = "trilinear") -> Accumulator:
         """An accumulator with nothing in it."""
-        xp, c = ops.xp, half_width(last_shell)
+        c = half_width(last_shell)
         shape = (2 * c + 1, 2 * c + 1, c + 1)
-        return cls(xp.zeros(shape, dtype=xp.complex64), xp.zeros(shape, dtype=xp.float32), box, last_shell, kernel)
+        data, weight = (ops.xp.zeros(shape, dtype=dtype) for dtype in ops.SUMS)
+        return cls(data, weight, box, last_shell, kernel)
 
     def __add__(self, other: Accumulator) -> Accumulator:
         return replace(self, data=self.data + other.data, weight=self.weight + other.weight)
@@ -202,12 +204,11 @@ class Accumulator:
         return found
 
     def completed(self, ops: Any, matrices: np.ndarray) -> Accumulator:
-        """Both Friedel mates on the plane x = 0, and the sum over the point group."""
+        """Both Friedel mates on the plane x = 0, and the sum over the point group, in single precision."""
         ops.complete_hermitian(self.data, self.weight)
-        if len(matrices) == 1:
-            return self
+        data = self.data.astype(np.complex64, copy=False)
+        weight = self.weight.astype(np.float32, copy=False)
         flips, others = _split_group(matrices)
-        data, weight = self.data, self.weight
         for signs in flips:
             data, weight = data + _flip(data, signs), weight + _flip(weight, signs)
         if len(others) > 1:
