@@ -31,6 +31,13 @@ def remove_results(folder: Path, keep: Iterable[Path | None], patterns: Iterable
                 path.unlink()
 
 
+def remove_leftovers(folder: Path, patterns: Iterable[str]) -> None:
+    """Remove what a killed run was in the middle of writing (see :func:`.atomic_write`): it can be gigabytes."""
+    for pattern in patterns:
+        for path in folder.glob(f".{pattern}.*.part"):
+            path.unlink()
+
+
 def refuse_to_overwrite(folder: Path, patterns: Iterable[str], inputs: Iterable[Path | None]) -> None:
     """Refuse, with InputError, a folder that is none, or in which results would take the place of an input."""
     if folder.exists() and not folder.is_dir():

@@ -15,7 +15,7 @@ import numpy as np
 
 from sparsecv.engine.errors import InputError, Terminated
 from sparsecv.engine.io.particles import ParticleTable
-from sparsecv.engine.io.results import remove_results
+from sparsecv.engine.io.results import remove_leftovers, remove_results
 from sparsecv.engine.physics.masks import sphere
 from sparsecv.engine.ranks import ALONE, Comm
 from sparsecv.engine.refine.accumulator_files import Origin, write_accumulators
@@ -109,6 +109,7 @@ def refine(
         progress.line(f"going on after iteration {refinement.state.iteration}")
     status = Status(folder)
     try:
+        remove_leftovers(folder, WRITTEN)
         if found is None:
             remove_results(folder, (settings.particles, settings.reference, settings.mask), WRITTEN)
         on_start()
