@@ -57,7 +57,8 @@ def test_map_round_trip_is_valid_and_exact(tmp_path):
     assert found.pixel_size == 1.34
     assert found.origin == (-3.0, 2.5, 7.0)
     with mrcfile.open(tmp_path / "a.mrc") as file:
-        assert file.get_labels() == ["a label"]
+        label, checksum = file.get_labels()
+        assert label == "a label" and checksum.startswith("sparsecv crc32 ")
         assert file.header.rms == pytest.approx(data.std(), rel=1e-5)
         assert not file.is_image_stack()
 
@@ -275,3 +276,16 @@ def test_real_maps_and_stacks():
         stack = ImageStack(DATA / name)
         assert (stack.count, stack.box) == (count, box)
         assert stack.read(range(count)).std(axis=(1, 2)) == pytest.approx(np.ones(count), abs=0.05)
+
+
+def test_a_map_that_was_changed_is_noticed(tmp_path):
+    """One bit of a voxel or of the header; and nothing is said of files without a checksum."""
+    path = tmp_path / "a.mrc"
+    write_map(path, np.random.default_rng(0).normal(size=(4, 4, 4)), 1.5)
+    content = path.read_bytes()
+    assert read_map(path).warnings == ()
+    for place in (1024 + 17, 4 * 10, 224 + 3):  # a voxel, the cell, the first label
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert "its checksum is wrong" in read_map(path).warnings[0]
+    path.write_bytes(content[:304] + bytes(80) + content[384:])
+    assert read_map(path).warnings == ()

@@ -282,3 +282,16 @@ def test_real_files_survive_a_round_trip(tmp_path, name, rows):
         assert again.table(table).columns == star.table(table).columns
         for column in star.table(table).columns:
             assert again.table(table).strings(column) == star.table(table).strings(column)
+
+
+def test_a_file_that_was_changed_is_noticed(tmp_path):
+    star = StarFile.new()
+    star.add_loop("particles", {"rlnDefocusU": [10000.0, 12000.0]})
+    star.write(tmp_path / "a.star")
+    assert StarFile.read(tmp_path / "a.star").warnings == ()
+    text = (tmp_path / "a.star").read_text()
+    assert text.startswith("# sparsecv crc32 ")
+    (tmp_path / "a.star").write_text(text.replace("12000", "12001"))
+    assert "its checksum is wrong" in StarFile.read(tmp_path / "a.star").warnings[0]
+    (tmp_path / "a.star").write_text(text.partition("\n")[2])
+    assert StarFile.read(tmp_path / "a.star").warnings == ()

@@ -25,6 +25,7 @@ def read_pair(first: Path, second: Path, pixel_size: float | None) -> tuple[Map,
         Where they differ: names both files and what each has.
     """
     map1, map2 = (read_map(path, pixel_size=pixel_size) for path in (first, second))
+    warn((*map1.warnings, *map2.warnings))
     if map1.data.shape != map2.data.shape:
         raise InputError(f"box differs from that of {first}", file=second, value=map2.data.shape[0],
                          rule=f"{map1.data.shape[0]} pixels", remedy="compare maps of the same box")
@@ -39,6 +40,7 @@ def read_mask(path: Path | None, like: Map, pixel_size: float | None) -> np.ndar
     if path is None:
         return None
     mask = read_map(path, pixel_size=pixel_size)
+    warn(mask.warnings)
     warn(check_mask(mask.data, like.data.shape, like.pixel_size, mask_pixel_size=mask.pixel_size, file=str(path)))
     return mask.data
 

@@ -31,6 +31,7 @@ def run(settings: ValidateSettings, save: Save) -> int:
         for path in (s.map, s.half1, s.half2, s.mask, s.versus)
     )
     assert density is not None
+    left_away += [text for one in (density, half1, half2, mask, versus) if one is not None for text in one.warnings]
     halves = None if half1 is None or half2 is None else (half1, half2)
     options = Options(s.fit, s.frame, s.origin_xyz, s.resolution, s.level, s.bfactors, s.mask_radius, s.mask_edge,
                       s.sharpening, s.q_sigma, not s.no_chains, s.seed)  # fmt: skip

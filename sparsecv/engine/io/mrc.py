@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ HEADER_BYTES = 1024
 MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 LARGEST_SIDE = 1 << 20  # pixels; a larger number in a header is damage
 OPEN_FILES = 128  # of the usual limit of 1024 per process
+CHECKSUM = "sparsecv crc32 "  # beginning of the second label
+SECOND_LABEL = slice(304, 384)  # of the header's bytes
 READ_BYTES = 1 << 30  # Linux reads at most 2 GiB in one call
 
 
@@ -42,11 +45,14 @@ class Map:
         A per voxel.
     origin
         Position (x, y, z) of voxel (0, 0, 0), A.
+    warnings
+        Sentences about what is odd in the file.
     """
 
     data: NDArray[np.float32]
     pixel_size: float
     origin: tuple[float, float, float]
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,7 @@ def read_map(path: str | Path, *, cubic: bool = True, pixel_size: float | None =
     if not np.isfinite(origin).all() or not origin.any():
         starts = [int(header.fields[name]) for name in ("nxstart", "nystart", "nzstart")]
         origin = size * np.array([starts[order.index(axis)] for axis in range(3)], dtype=np.float64)
-    return Map(data, size, (float(origin[0]), float(origin[1]), float(origin[2])))
+    return Map(data, size, (float(origin[0]), float(origin[1]), float(origin[2])), _check_sum(header, values, path))
 
 
 def write_map(
@@ -122,6 +128,9 @@ def write_map(
     label: str | None = None,
 ) -> None:
     """Write a density map in mode 2, atomically; the same input gives the same bytes.
+
+    A label of the header holds a checksum of the whole file, by which :func:`read_map` notices damage: the format has
+    none.
 
     Parameters
     ----------
@@ -141,12 +150,34 @@ def write_map(
         raise ValueError(f"a map has three axes, not {values.ndim}")
     if not np.isfinite(values).all():
         raise ValueError(f"{path}: a map with values that are not finite is not written")
-    with atomic_write(path) as temporary, mrcfile.new(temporary, overwrite=True) as mrc:
-        mrc.set_data(values)
-        mrc.set_volume()
-        _finish_header(mrc, pixel_size, label)
-        if origin is not None:
-            mrc.header.origin = tuple(origin)
+    with atomic_write(path) as temporary:
+        with mrcfile.new(temporary, overwrite=True) as mrc:
+            mrc.set_data(values)
+            mrc.set_volume()
+            _finish_header(mrc, pixel_size, label)
+            if origin is not None:
+                mrc.header.origin = tuple(origin)
+            mrc.header.label[1] = CHECKSUM.encode()
+            mrc.header.nlabl = 2
+            header = np.array(mrc.header)
+        header["label"][1] = f"{CHECKSUM}{_sum_of(header, values):08x}".encode()
+        with temporary.open("r+b") as file:
+            file.write(header.tobytes())
+
+
+def _sum_of(header: NDArray[np.void] | np.void, values: NDArray[np.generic]) -> int:
+    """CRC-32 of a header, with an empty checksum in its label, and of the values as the file has them."""
+    plain = bytearray(header.tobytes())
+    plain[SECOND_LABEL] = CHECKSUM.encode().ljust(80, b"\0")
+    return zlib.crc32(np.ascontiguousarray(values).data, zlib.crc32(plain))
+
+
+def _check_sum(header: MrcHeader, values: NDArray[np.generic], path: Path) -> tuple[str, ...]:
+    """A warning where a file has a checksum that is not its own; programs that change a map may keep the old one."""
+    text = bytes(header.fields["label"][1]).decode("ascii", "replace").strip()
+    if not text.startswith(CHECKSUM) or text == f"{CHECKSUM}{_sum_of(header.fields, values):08x}":
+        return ()
+    return (f"{path}: its checksum is wrong: the file is damaged, or another program has changed it",)
 
 
 def write_stack(

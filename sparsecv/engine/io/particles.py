@@ -126,7 +126,7 @@ class ParticleTable:
         """
         star = StarFile.read(path)
         table = find_particles(star, 2 if independent_halves else 1)
-        notes: list[str] = []
+        notes = list(star.warnings)
         optics, optics_index = read_optics(star, table, notes)
         names, stack_index, image_index = split_image_names(table)
         readers: list[ImageStack] = []

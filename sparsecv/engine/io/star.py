@@ -7,6 +7,7 @@ Column names are used without the leading underscore (``rlnDefocusU``). An unnam
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from sparsecv.engine.io.starlines import check_lines, version_comments
 
 RELION_VERSION = "# version 30001"  # the comment by which RELION >= 3.1 knows that the optics table counts
 UNNAMED = " "  # what gemmi calls a block whose header is a bare "data_"
+CHECKSUM = "# sparsecv crc32 "  # beginning of the first line
 RESERVED = ("data_", "loop_", "save_", "stop_", "global_")
 
 
@@ -47,6 +49,7 @@ class StarFile:
 
     def __init__(self, document: cif.Document, path: Path | None, comments: dict[str, str]) -> None:
         self._document, self.path, self._comments = document, path, comments
+        self.warnings: tuple[str, ...] = ()
 
     @classmethod
     def new(cls) -> StarFile:
@@ -81,7 +84,9 @@ class StarFile:
                 )
         if len(document) == 0:
             raise InputError("the file holds no table", file=path, rule="a STAR file has at least one data_ header")
-        return cls(document, path, version_comments(raw, lines))
+        star = cls(document, path, version_comments(raw, lines))
+        star.warnings = _check_sum(raw, path)
+        return star
 
     @property
     def names(self) -> list[str]:
@@ -139,12 +144,20 @@ class StarFile:
         return StarFile(document, self.path, dict(self._comments))
 
     def write(self, path: str | Path) -> None:
-        """Write all tables, atomically. Values that were not set are written as they were read."""
-        with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as out:
-            for name in self.names:
-                comment = f"\n{self._comments[name]}\n" if name in self._comments else ""
-                out.write(f"{comment}\ndata_{name}\n\n")
-                out.write(_body(self._block(name)) + "\n")
+        """Write all tables, atomically. Values that were not set are written as they were read.
+
+        The first line is a comment with a checksum of the rest, by which :meth:`read` notices damage.
+        """
+        parts = []
+        for name in self.names:
+            comment = f"\n{self._comments[name]}\n" if name in self._comments else ""
+            parts.append(f"{comment}\ndata_{name}\n\n{_body(self._block(name))}\n".encode())
+        total = 0
+        for part in parts:
+            total = zlib.crc32(part, total)
+        with atomic_write(path) as temporary, temporary.open("wb") as out:
+            out.write(f"{CHECKSUM}{total:08x}\n".encode())
+            out.writelines(parts)
 
     def _block(self, name: str) -> cif.Block:
         # Looked up each time: a Block is a reference into a vector that moves when a table is added.
@@ -311,6 +324,15 @@ class StarTable:
                 rule=f"the columns there are: {', '.join(self.columns)}",
             )
         return self._block().find_values("_" + column)
+
+
+def _check_sum(raw: bytes, path: Path) -> tuple[str, ...]:
+    """A warning where the first line has a checksum that is not that of the rest."""
+    first, _, rest = raw.partition(b"\n")
+    start = CHECKSUM.encode()
+    if not first.startswith(start) or first.rstrip() == start + f"{zlib.crc32(rest):08x}".encode():
+        return ()
+    return (f"{path}: its checksum is wrong: the file is damaged, or was changed after sparsecv wrote it",)
 
 
 def positions(which: ArrayLike, count: int) -> NDArray[np.int64]:

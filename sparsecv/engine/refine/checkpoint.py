@@ -71,7 +71,10 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[Refineme
     """
     for path in _all(folder):
         try:
-            return _read(path)
+            found = _read(path)
+            if path != checkpoint_path(folder, found[0].iteration):
+                warn(f"{path} holds iteration {found[0].iteration}: files were renamed; the run goes on after that one")
+            return found
         except InputError:
             raise
         except Exception as error:  # the readers of zip, npy and JSON each show damage in several ways

@@ -164,6 +164,8 @@ def particle_diameter(given: float | None, length: float) -> float:
 def _read_reference(settings: RefineSettings, table: ParticleTable, warn: Warn) -> np.ndarray:
     """The starting map on the particles' grid; another grid is resampled, with a note."""
     given = read_map(settings.reference, pixel_size=settings.reference_pixel_size)
+    for text in given.warnings:
+        warn(text)
     size, box = given.pixel_size, given.data.shape[0]
     if box == table.box and _is_alike(size, table.pixel_size):
         return given.data
@@ -193,6 +195,8 @@ def read_support(path: Path | None, box: int, pixel_size: float, round_mask: np.
     if path is None:
         return round_mask
     mask = read_map(path)
+    for text in mask.warnings:
+        warn(text)
     known = mask.pixel_size if abs(mask.pixel_size - 1) > UNSET_TOLERANCE else None
     for text in check_mask(mask.data, (box,) * 3, pixel_size, mask_pixel_size=known, file=str(path)):
         warn(text)
