@@ -116,7 +116,7 @@ def test_an_image_without_numbers_does_not_touch_the_others(kind: str, value: fl
                                np.zeros((len(images), 2)), bank)
         total = Accumulator.empty(cpu, BOX, DISC.last)
         with total.adding(cpu) as add:
-            accumulate(cpu, batch, thinned(found, uniform[: len(images)], 8), DISC, add)
+            accumulate(cpu, batch, thinned(cpu, found, uniform[: len(images)], 8), DISC, add)
         residual = sample_statistics(cpu, VOLUME, batch, found, uniform[: len(images)], DISC, DISC.last).residual
         return found, total, residual
 
@@ -131,7 +131,7 @@ def test_an_image_without_numbers_does_not_touch_the_others(kind: str, value: fl
     assert not found.weights[~own].any() and np.count_nonzero(~own) == 1
     np.testing.assert_allclose(total.data, alone_total.data, atol=1e-4 * np.abs(alone_total.data).max())
     np.testing.assert_allclose(residual[:3], alone_residual, rtol=1e-4)
-    assert np.isfinite(estimate_poses(found, 20.0, NO_SYMMETRY).rotations[:3]).all()
+    assert np.isfinite(estimate_poses(cpu, found, 20.0, NO_SYMMETRY).rotations[:3]).all()
 
 
 # ---------------------------------------------------------------------------------------- what becomes of posteriors
@@ -157,12 +157,11 @@ def test_thinning_keeps_few_and_every_sum() -> None:
     full = posterior(random_weights(40, 3, 17, 1))
     most, times = 5, 400
     mean = np.zeros_like(full.weights, dtype=np.float64)
-    row = {rotation.tobytes(): number for number, rotation in enumerate(full.rotations)}
     for number in range(times):
-        thin = thinned(full, np.full(4, (number + 0.5) / times), most)
-        assert np.bincount(thin.owner, minlength=4).max() <= most
+        thin = thinned(cpu, full, np.full(4, (number + 0.5) / times), most)
+        assert np.bincount(thin.owner, thin.weights.any(axis=1)).max() <= most
         np.testing.assert_allclose(np.bincount(thin.owner, thin.weights.sum(axis=1)), 1, atol=1e-5)
-        mean[[row[rotation.tobytes()] for rotation in thin.rotations]] += thin.weights / times
+        mean += thin.weights / times
     np.testing.assert_allclose(mean, full.weights, atol=1 / times)
     small = np.isin(full.owner, (1, 3))
     np.testing.assert_allclose(mean[small], full.weights[small], rtol=1e-5)
@@ -170,7 +169,7 @@ def test_thinning_keeps_few_and_every_sum() -> None:
 
 def test_thinning_what_is_thin_changes_nothing() -> None:
     full = posterior(random_weights(4, 3))
-    assert thinned(full, np.full(2, 0.3), 4) is full
+    np.testing.assert_array_equal(thinned(cpu, full, np.full(2, 0.3), 4).weights, full.weights)
 
 
 def test_draws_have_the_frequencies_of_the_posterior() -> None:
@@ -178,7 +177,7 @@ def test_draws_have_the_frequencies_of_the_posterior() -> None:
     times = 4000
     hits = np.zeros(full.weights.shape)
     for number in range(times):
-        candidate, shift = draw(full, np.full(3, (number + 0.5) / times))
+        candidate, shift = draw(cpu, full, np.full(3, (number + 0.5) / times))
         assert full.owner[candidate].tolist() == [0, 1, 2]
         np.add.at(hits, (candidate, shift), 1 / times)
     np.testing.assert_allclose(hits, full.weights, atol=1.5 / times)
@@ -187,14 +186,14 @@ def test_draws_have_the_frequencies_of_the_posterior() -> None:
 def test_a_draw_at_the_ends_stays_with_its_image() -> None:
     full = posterior(random_weights(6, 2, 9))
     for edge in (0.0, np.nextafter(1.0, 0.0)):
-        candidate, _ = draw(full, np.full(3, edge))
+        candidate, _ = draw(cpu, full, np.full(3, edge))
         assert full.owner[candidate].tolist() == [0, 1, 2]
 
 
 def test_what_has_no_weight_is_never_drawn() -> None:
     weights = [np.array([[0.0, 0.0], [0.0, 1.0]]), np.array([[0.0, 0.0], [0.0, 0.0], [1.0, 0.0]])]
     for uniform in (0.0, 0.5, 0.999):
-        candidate, shift = draw(posterior(weights), np.full(2, uniform))
+        candidate, shift = draw(cpu, posterior(weights), np.full(2, uniform))
         assert candidate.tolist() == [1, 4] and shift.tolist() == [1, 0]
 
 
@@ -212,7 +211,8 @@ def test_mean_poses_are_finer_than_the_grid() -> None:
         spatial = np.exp(-((shifts - centres[image]) ** 2).sum(axis=1) / (2 * shift_sigma**2))
         weights.append(angular[:, None] * spatial)
         rotations.append(rotvec_to_matrix(np.deg2rad(lattice)) @ truth[image])
-    found = estimate_poses(posterior(weights, np.concatenate(rotations), np.tile(shifts, (3, 1, 1))), 25.0, NO_SYMMETRY)
+    full = posterior(weights, np.concatenate(rotations), np.tile(shifts, (3, 1, 1)))
+    found = estimate_poses(cpu, full, 25.0, NO_SYMMETRY)
     wanted = rotvec_to_matrix(np.deg2rad(offsets)) @ truth
     assert angular_distance(found.rotations, wanted).max() < 0.1 * step
     assert np.abs(found.shifts - centres).max() < 0.05 * 0.8
@@ -223,7 +223,7 @@ def test_other_modes_do_not_pull_the_pose() -> None:
     one = random_rotations(1, seed=5)[0]
     other = rotvec_to_matrix(np.array([[0, np.deg2rad(120), 0]]))[0] @ one
     weights = [np.array([[0.6], [0.4]])]
-    found = estimate_poses(posterior(weights, np.stack([one, other])), 10.0, NO_SYMMETRY)
+    found = estimate_poses(cpu, posterior(weights, np.stack([one, other])), 10.0, NO_SYMMETRY)
     assert angular_distance(found.rotations, one[None])[0] < 1e-5
     assert found.spread[0] < 1e-5
 
@@ -239,8 +239,8 @@ def test_a_mode_crosses_the_border_of_an_asymmetric_unit(name: str) -> None:
     beyond = np.tile(lattice[:, 0] > 0, 3)
     split = np.where(beyond[:, None, None], whole @ matrices[rng.integers(1, len(matrices), len(whole))], whole)
     radius = 0.4 * 360 / max(int(name[1:]), 5)  # modes of equivalents are apart
-    wanted = estimate_poses(posterior(weights, whole, shifts), radius, NO_SYMMETRY)
-    found = estimate_poses(posterior(weights, split, shifts), radius, matrices)
+    wanted = estimate_poses(cpu, posterior(weights, whole, shifts), radius, NO_SYMMETRY)
+    found = estimate_poses(cpu, posterior(weights, split, shifts), radius, matrices)
     assert symmetric_distance(found.rotations, wanted.rotations, matrices).max() < 1e-4
     np.testing.assert_allclose(found.shifts, wanted.shifts, atol=1e-6)
     np.testing.assert_allclose(found.spread, wanted.spread, rtol=1e-6)
@@ -263,7 +263,7 @@ def test_pruning_keeps_the_true_pose() -> None:
     step = plan.grid.step(plan.levels[-1].depth)
     nearest = angular_distance(found.rotations, truth[found.owner])
     assert max(nearest[found.owner == image].min() for image in range(30)) < step
-    poses = estimate_poses(found, 2.5 * step + 3, NO_SYMMETRY)
+    poses = estimate_poses(cpu, found, 2.5 * step + 3, NO_SYMMETRY)
     assert angular_distance(poses.rotations, truth).max() < step
     assert np.linalg.norm(poses.shifts, axis=1).max() < 0.3
     # and it did prune

@@ -9,6 +9,8 @@ import numpy as np
 
 KERNELS = ("trilinear", "gaussian")
 LEAST_DENOMINATOR = 1e-30  # of a quotient: where nothing was deposited, the data are 0, too
+HOPELESS = -1e30  # score of a candidate that could not be computed
+PRECISIONS = ("fp32", "tf32", "bf16")  # of the factors of a matrix product; sums are always in float32
 
 
 def half_width(shape: tuple[int, ...]) -> int:
@@ -21,10 +23,20 @@ def half_width(shape: tuple[int, ...]) -> int:
 
 def check_reach(shape: tuple[int, ...], kx: Any, ky: Any, padding: float) -> None:
     """Refuse, with ValueError, pixels kx, ky (J,) that leave the volume; the rule is padding max|k| + 2 <= c."""
-    c = half_width(shape)
+    check_radius(shape, largest_radius(kx, ky), padding)
+
+
+def largest_radius(kx: Any, ky: Any) -> float:
+    """max|k| of pixels kx, ky (J,); ValueError where these are no lists of the same length."""
     if kx.ndim != 1 or kx.shape != ky.shape or kx.size == 0:
         raise ValueError(f"kx and ky are lists of the same length, at least 1, not {kx.shape} and {ky.shape}")
-    reach = padding * float((kx * kx + ky * ky).max()) ** 0.5 + 2
+    return float((kx * kx + ky * ky).max()) ** 0.5
+
+
+def check_radius(shape: tuple[int, ...], radius: float, padding: float) -> None:
+    """The rule of `check_reach` for a radius that is known."""
+    c = half_width(shape)
+    reach = padding * radius + 2
     if not reach <= c:  # so written that NaN is refused
         raise ValueError(f"the disc needs a half width of {reach:.1f} (padding x frequency + 2), the volume has {c}")
 
@@ -50,6 +62,32 @@ def check_shifts(images: Any, shifts: Any, kx: Any) -> None:
         raise ValueError(f"images have shape {tuple(images.shape)}; the disc asks for (images, {len(kx)})")
     if shifts.ndim != 3 or shifts.shape[0] != len(images) or shifts.shape[2] != 2:
         raise ValueError(f"shifts have shape {tuple(shifts.shape)}; the images ask for ({len(images)}, shifts, 2)")
+
+
+def check_grid(cross: Any, norm: Any, prior: Any) -> None:
+    """Refuse, with ValueError, cross (I, T, R), norm (I, R) and prior (I, T) that do not belong together."""
+    if cross.ndim != 3 or 0 in cross.shape:
+        raise ValueError(f"cross has shape {tuple(cross.shape)}, not (images, shifts, orientations), each at least 1")
+    images, shifts, orientations = cross.shape
+    for name, array, wanted in (("norm", norm, (images, orientations)), ("prior", prior, (images, shifts))):
+        if tuple(array.shape) != wanted:
+            raise ValueError(f"{name} has shape {tuple(array.shape)}; its companions ask for {wanted}")
+
+
+def check_runs(values: Any, offsets: Any, dimensions: int) -> None:
+    """Refuse, with ValueError, values (C,) or (C, T) and offsets of runs (I + 1,) that cannot belong together."""
+    if values.ndim != dimensions:
+        raise ValueError(f"values have {dimensions} axes, not shape {tuple(values.shape)}")
+    if offsets.ndim != 1 or len(offsets) < 2 or len(offsets) - 1 > len(values):
+        raise ValueError(f"{len(values)} rows cannot be runs with {tuple(offsets.shape)} offsets, none of them empty")
+
+
+def check_product(rows: Any, columns: Any, precision: str) -> None:
+    """Refuse, with ValueError, matrices (M, K) and (N, K) that do not fit, and an unknown precision."""
+    if rows.ndim != 2 or columns.ndim != 2 or rows.shape[1] != columns.shape[1]:
+        raise ValueError(f"a product of {tuple(rows.shape)} and {tuple(columns.shape)}: both have the same second axis")
+    if precision not in PRECISIONS:
+        raise ValueError(f"the precision is one of {', '.join(PRECISIONS)}, not {precision!r}")
 
 
 def check_kernel(kernel: str) -> None:

@@ -7,6 +7,8 @@ afterwards: one for each thread, fewer where they would be large (:data:`PRIVATE
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,10 +17,13 @@ import numba
 import numpy as np
 from scipy import fft
 
+from sparsecv.kernels import host_memory
 from sparsecv.kernels.contract import (
     LEAST_DENOMINATOR,
+    PRECISIONS,
     check_candidates,
     check_kernel,
+    check_product,
     check_quotient,
     check_reach,
 )
@@ -27,12 +32,19 @@ from sparsecv.kernels.cpu_nonuniform import butterworth as butterworth
 from sparsecv.kernels.cpu_nonuniform import filtered_error as filtered_error
 from sparsecv.kernels.cpu_nonuniform import take_better as take_better
 from sparsecv.kernels.cpu_nonuniform import window as window
+from sparsecv.kernels.cpu_posterior import grid_maxima as grid_maxima
+from sparsecv.kernels.cpu_posterior import leaders as leaders
+from sparsecv.kernels.cpu_posterior import mark_best as mark_best
+from sparsecv.kernels.cpu_posterior import normalise_runs as normalise_runs
+from sparsecv.kernels.cpu_posterior import run_maxima as run_maxima
+from sparsecv.kernels.cpu_posterior import run_sums as run_sums
 from sparsecv.kernels.cpu_sparse_tv import penalties as penalties
 from sparsecv.kernels.cpu_sparse_tv import penalty_weights as penalty_weights
 from sparsecv.kernels.cpu_sparse_tv import relax_step as relax_step
 from sparsecv.kernels.cpu_sparse_tv import smoothed_variation_gradient as smoothed_variation_gradient
 from sparsecv.kernels.cpu_sparse_tv import sparse_prox as sparse_prox
 from sparsecv.kernels.cpu_sparse_tv import split_step as split_step
+from sparsecv.kernels.cpu_stream import prefetched as prefetched
 
 xp = np
 name = "cpu"
@@ -49,6 +61,26 @@ SUMS = np.complex128, np.float64
 def to_host(array: Any) -> np.ndarray:
     """The array in host memory (here: itself)."""
     return array
+
+
+def free_memory() -> tuple[int, int]:
+    """Free and total bytes of the host: see the reference."""
+    return host_memory.free_memory()
+
+
+def limit_memory(size: int) -> None:
+    """Nothing: the memory of a host is not limited."""
+
+
+def release_memory() -> None:
+    """Give freed memory back to the system, which `keep_freed_memory` keeps otherwise."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory has run out: see the reference."""
+    return isinstance(error, MemoryError)
 
 
 def rfft2(images: Any) -> Any:
@@ -74,6 +106,17 @@ def ifft(values: Any, axis: int) -> Any:
 def irfft(values: Any, size: int) -> Any:
     """Real values of half transforms along the last axis."""
     return fft.irfft(values, n=size, workers=numba.get_num_threads())
+
+
+def product(rows: Any, columns: Any, precision: str = "fp32") -> Any:
+    """Matrix product rows @ columns^T in float32, whatever the precision: see the reference."""
+    check_product(rows, columns, precision)
+    return rows @ columns.T
+
+
+def product_precisions() -> tuple[str, ...]:
+    """Float32 only: see the reference."""
+    return PRECISIONS[:1]
 
 
 # ---------------------------------------------------------------------------------------------- slices and scores

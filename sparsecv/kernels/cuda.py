@@ -7,8 +7,10 @@ sparse + TV prior stand in ``cuda_sparse_tv.py``.
 
 from __future__ import annotations
 
+import collections
 import functools
 import importlib
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,27 +19,40 @@ import numpy as np
 
 from sparsecv.kernels.contract import (
     LEAST_DENOMINATOR,
+    PRECISIONS,
     check_candidates,
     check_kernel,
+    check_product,
     check_quotient,
-    check_reach,
+    check_radius,
     check_shifts,
     half_width,
+    largest_radius,
 )
 from sparsecv.kernels.cuda_launch import blocks, contiguous, import_cupy, launch
 from sparsecv.kernels.cuda_nonuniform import butterworth as butterworth
 from sparsecv.kernels.cuda_nonuniform import filtered_error as filtered_error
 from sparsecv.kernels.cuda_nonuniform import take_better as take_better
 from sparsecv.kernels.cuda_nonuniform import window as window
+from sparsecv.kernels.cuda_posterior import grid_maxima as grid_maxima
+from sparsecv.kernels.cuda_posterior import leaders as leaders
+from sparsecv.kernels.cuda_posterior import mark_best as mark_best
+from sparsecv.kernels.cuda_posterior import normalise_runs as normalise_runs
+from sparsecv.kernels.cuda_posterior import run_maxima as run_maxima
+from sparsecv.kernels.cuda_posterior import run_sums as run_sums
 from sparsecv.kernels.cuda_sparse_tv import penalties as penalties
 from sparsecv.kernels.cuda_sparse_tv import penalty_weights as penalty_weights
 from sparsecv.kernels.cuda_sparse_tv import relax_step as relax_step
 from sparsecv.kernels.cuda_sparse_tv import smoothed_variation_gradient as smoothed_variation_gradient
 from sparsecv.kernels.cuda_sparse_tv import sparse_prox as sparse_prox
 from sparsecv.kernels.cuda_sparse_tv import split_step as split_step
+from sparsecv.kernels.cuda_stream import prefetched as prefetched
 
 TILES = (1, 2, 4, 8, 16)  # shifts that a block scores at once; each costs a register
 SUMS = np.complex64, np.float32  # of accumulators: atomic additions come in any order, whatever the precision
+OUT_OF_MEMORY = ("ALLOC_FAILED", "cudaErrorMemoryAllocation", "CUDA_ERROR_OUT_OF_MEMORY")
+CUDA_R_32F = 0  # cudaDataType_t of library_types.h
+LEAST_CAPABILITY = 80  # of a device that has bfloat16 and TF32
 MAX_SHELLS = 2048  # 48 KB of shared memory
 name = "cuda"
 
@@ -54,6 +69,20 @@ def to_host(array: Any) -> np.ndarray:
     return array.get()
 
 
+def _check_reach(shape: tuple[int, ...], kx: Any, ky: Any, padding: float) -> None:
+    """`check_reach`, which looks at the numbers of a list of pixels once: to look is to wait for the device."""
+    for known in _reaches:
+        if known[0]() is kx and known[1]() is ky:
+            check_radius(shape, known[2], padding)
+            return
+    radius = largest_radius(kx, ky)
+    _reaches.append((weakref.ref(kx), weakref.ref(ky), radius))
+    check_radius(shape, radius, padding)
+
+
+_reaches: collections.deque[tuple[Any, Any, float]] = collections.deque(maxlen=32)
+
+
 def _check_accumulators(data: Any, weight: Any) -> None:
     """The accumulators are changed in place, so they cannot be converted: ValueError where that would be needed."""
     half_width(data.shape)
@@ -62,6 +91,32 @@ def _check_accumulators(data: Any, weight: Any) -> None:
     for array, dtype in ((data, np.complex64), (weight, np.float32)):
         if array.dtype != dtype or not array.flags.c_contiguous:
             raise ValueError(f"accumulators are contiguous complex64 and float32 arrays, not {array.dtype}")
+
+
+# ------------------------------------------------------------------------------------------------------ memory
+def free_memory() -> tuple[int, int]:
+    """Free and total bytes of the GPU: see :func:`.reference.free_memory`. What CuPy keeps unused counts as free."""
+    cupy = import_cupy()
+    free, total = cupy.cuda.runtime.memGetInfo()
+    return free + cupy.get_default_memory_pool().free_bytes(), total
+
+
+def limit_memory(size: int) -> None:
+    """Ask for more than ``size`` bytes in all to fail: see the reference."""
+    import_cupy().get_default_memory_pool().set_limit(size=size)
+
+
+def release_memory() -> None:
+    """Give back unused blocks, and the work areas of FFT plans: see the reference."""
+    cupy = import_cupy()
+    cupy.fft.config.clear_plan_cache()
+    cupy.get_default_memory_pool().free_all_blocks()
+    cupy.get_default_pinned_memory_pool().free_all_blocks()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory has run out, CuPy's, cuBLAS's, cuFFT's or CUDA's: see the reference."""
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
 # --------------------------------------------------------------------------------------------- Fourier transforms
@@ -100,10 +155,43 @@ def _fft() -> Any:
     return importlib.import_module("cupyx.scipy.fft")
 
 
+# ----------------------------------------------------------------------------------------------- matrix products
+def product(rows: Any, columns: Any, precision: str = "fp32") -> Any:
+    """Matrix product rows @ columns^T by cuBLAS, (M, N) float32: see :func:`.reference.product`.
+
+    CuPy's own product of float32 arrays knows TF32 but no bfloat16, so that cublasGemmEx is called as CuPy does it.
+    The factors stay in float32 and cuBLAS rounds them on the way to the tensor cores.
+    """
+    check_product(rows, columns, precision)
+    rows, columns = contiguous(np.float32, rows, columns)
+    cupy = import_cupy()
+    cublas, (m, k), n = cupy.cuda.cublas, rows.shape, len(columns)
+    out = cupy.empty((m, n), np.float32)
+    if 0 in (m, n, k):
+        out[...] = 0
+        return out
+    kinds = {"tf32": cublas.CUBLAS_COMPUTE_32F_FAST_TF32, "bf16": cublas.CUBLAS_COMPUTE_32F_FAST_16BF}
+    kind = kinds.get(precision if precision in product_precisions() else "fp32", cublas.CUBLAS_COMPUTE_32F)
+    one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+    left, right = (columns.data.ptr, CUDA_R_32F, k), (rows.data.ptr, CUDA_R_32F, k)
+    # cuBLAS counts along columns: what it takes for (n, m) = columns (n, k) times rows^T (k, m) is our (m, n).
+    cublas.gemmEx(
+        cupy.cuda.get_cublas_handle(), cublas.CUBLAS_OP_T, cublas.CUBLAS_OP_N, n, m, k, one.ctypes.data, *left, *right,
+        zero.ctypes.data, out.data.ptr, CUDA_R_32F, n, kind, cublas.CUBLAS_GEMM_DEFAULT,
+    )  # fmt: skip
+    return out
+
+
+def product_precisions() -> tuple[str, ...]:
+    """All, from compute capability 8.0 on: see the reference."""
+    capability = int(import_cupy().cuda.Device().compute_capability)
+    return PRECISIONS if capability >= LEAST_CAPABILITY else PRECISIONS[:1]
+
+
 # --------------------------------------------------------------------------------------------------- operations
 def extract_slices(volume: Any, rotations: Any, kx: Any, ky: Any, padding: float) -> Any:
     """Central slices, (C, J) complex64: see :func:`.reference.extract_slices`."""
-    check_reach(volume.shape, kx, ky, padding)
+    _check_reach(volume.shape, kx, ky, padding)
     (volume,) = contiguous(np.complex64, volume)
     rotations, kx, ky = contiguous(np.float32, rotations, kx, ky)
     slices = import_cupy().empty((len(rotations), len(kx)), np.complex64)
@@ -116,7 +204,7 @@ def score_candidates(
     volume: Any, rotations: Any, owner: Any, images: Any, ctf2: Any, kx: Any, ky: Any, padding: float
 ) -> tuple[Any, Any]:
     """Cross (C, T) and norm (C,) terms, float32: see :func:`.reference.score_candidates`."""
-    check_reach(volume.shape, kx, ky, padding)
+    _check_reach(volume.shape, kx, ky, padding)
     check_candidates(rotations, owner, images, ctf2, None, kx)
     volume, images = contiguous(np.complex64, volume, images)
     rotations, ctf2, kx, ky = contiguous(np.float32, rotations, ctf2, kx, ky)
@@ -156,7 +244,7 @@ def backproject(
     kernel: str = "trilinear",
 ) -> None:
     """Add weighted images to data (complex64) and weight (float32) in place: see :func:`.reference.backproject`."""
-    check_reach(data.shape, kx, ky, padding)
+    _check_reach(data.shape, kx, ky, padding)
     check_candidates(rotations, owner, images, ctf2, weights, kx)
     check_kernel(kernel)
     _check_accumulators(data, weight)

@@ -22,16 +22,19 @@ This back end computes in float64 and complex128 throughout and returns them; th
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
+from sparsecv.kernels import host_memory
 from sparsecv.kernels.contract import (
     LEAST_DENOMINATOR,
+    PRECISIONS,
     check_candidates,
     check_kernel,
+    check_product,
     check_quotient,
     check_reach,
     check_shifts,
@@ -41,6 +44,12 @@ from sparsecv.kernels.reference_nonuniform import butterworth as butterworth
 from sparsecv.kernels.reference_nonuniform import filtered_error as filtered_error
 from sparsecv.kernels.reference_nonuniform import take_better as take_better
 from sparsecv.kernels.reference_nonuniform import window as window
+from sparsecv.kernels.reference_posterior import grid_maxima as grid_maxima
+from sparsecv.kernels.reference_posterior import leaders as leaders
+from sparsecv.kernels.reference_posterior import mark_best as mark_best
+from sparsecv.kernels.reference_posterior import normalise_runs as normalise_runs
+from sparsecv.kernels.reference_posterior import run_maxima as run_maxima
+from sparsecv.kernels.reference_posterior import run_sums as run_sums
 from sparsecv.kernels.reference_sparse_tv import penalties as penalties
 from sparsecv.kernels.reference_sparse_tv import penalty_weights as penalty_weights
 from sparsecv.kernels.reference_sparse_tv import relax_step as relax_step
@@ -57,6 +66,24 @@ SUMS = np.complex128, np.float64  # of accumulators
 def to_host(array: Array) -> Array:
     """The array in host memory (here: itself)."""
     return array
+
+
+def free_memory() -> tuple[int, int]:
+    """Free and total bytes of the back end's memory."""
+    return host_memory.free_memory()
+
+
+def limit_memory(size: int) -> None:
+    """Ask for more than ``size`` bytes in all to fail; the memory of a host is not limited."""
+
+
+def release_memory() -> None:
+    """Give back what is kept for later: after memory has run out."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory has run out."""
+    return isinstance(error, MemoryError)
 
 
 def rfft2(images: Array) -> Array:
@@ -95,6 +122,51 @@ def ifft(values: Array, axis: int) -> Array:
 def irfft(values: Array, size: int) -> Array:
     """Real values, ``size`` of them, of half transforms along the last axis, float64."""
     return np.fft.irfft(np.asarray(values, np.complex128), n=size)
+
+
+def prefetched(
+    read: Callable[[Array], Array], batches: Sequence[Array], shape: tuple[int, ...]
+) -> Iterator[Array]:
+    """Batches of images in the back end's memory, one after another.
+
+    The other back ends read the next batch while the caller works on the one it has, in a thread of their own: ``read``
+    must not change anything that the caller looks at. A batch is the caller's until it asks for the next one.
+
+    Parameters
+    ----------
+    read
+        Gives the images (n, *shape) of the rows (n,) that it is called with, float32 on the host.
+    batches
+        Rows of each batch, none without any.
+    shape
+        Of an image.
+    """
+    for index in batches:
+        yield np.asarray(read(index), np.float64)
+
+
+def product(rows: Array, columns: Array, precision: str = "fp32") -> Array:
+    """Matrix product rows @ columns^T.
+
+    Parameters
+    ----------
+    rows, columns
+        (M, K) and (N, K) real.
+    precision
+        What the factors may be rounded to before they are multiplied, where the device gains by it: "fp32" (no
+        rounding), "tf32" (11 significant bits) or "bf16" (8). Sums are in float32 at least. Only a GPU rounds.
+
+    Returns
+    -------
+    (M, N) float64.
+    """
+    check_product(rows, columns, precision)
+    return np.asarray(rows, np.float64) @ np.asarray(columns, np.float64).T
+
+
+def product_precisions() -> tuple[str, ...]:
+    """Precisions of `product` that differ on this device."""
+    return PRECISIONS[:1]
 
 
 def _positions(rotation: Array, kx: Array, ky: Array, padding: float) -> tuple[Array, Array]:

@@ -41,7 +41,7 @@ def _compare(run: Callable[..., dict[str, Any]], arguments: dict[str, np.ndarray
 
 
 def _on_host(result: Any) -> Any:
-    return result if isinstance(result, (float, np.ndarray)) else result.get()
+    return np.asarray(result if isinstance(result, (float, np.ndarray)) else result.get(), complex)
 
 
 def _kernels() -> None:

@@ -45,6 +45,25 @@ class Allocations:
             raise OutOfMemoryError(f"Out of memory allocating {nbytes} bytes (simulated)")
 
 
+class Waits:
+    """Counts what would make the host wait for a device: numbers and arrays that it reads, sizes that it must learn."""
+
+    SIZED = ("argwhere", "bincount", "flatnonzero", "nonzero", "unique")  # functions whose result's size is data
+    count = 0
+    nbytes = 0  # of what came to the host
+
+    @classmethod
+    def reset(cls) -> None:
+        """Forget the counts."""
+        cls.count = cls.nbytes = 0
+
+    @classmethod
+    def add(cls, nbytes: int = 0) -> None:
+        """One more, which brings nbytes to the host."""
+        cls.count += 1
+        cls.nbytes += nbytes
+
+
 def wrap(value: Any) -> Any:
     """Device arrays for NumPy arrays and scalars, also inside tuples and lists; everything else as it is."""
     if isinstance(value, (np.ndarray, np.generic)):
@@ -84,6 +103,8 @@ def proxy(
         unknown = [k for k in kwargs if k in refused or (not is_open and named is not None and k not in named)]
         if unknown or (most is not None and len(args) > most):
             raise TypeError(f"CuPy's {name}() takes no {', '.join(unknown) or 'so many arguments'}")
+        if name in Waits.SIZED:
+            Waits.add()
         for device_only in ("blocking", "stream", "plan"):
             kwargs.pop(device_only, None)
         with np.errstate(all="ignore"):
@@ -164,6 +185,7 @@ class ndarray:
         self, stream: Any = None, order: str = "C", out: np.ndarray | None = None, blocking: bool = True
     ) -> np.ndarray:
         """A copy in host memory."""
+        Waits.add(self.nbytes)
         if out is None:
             return self._host.copy(order=order)
         if out.dtype != self.dtype or out.shape != self.shape:
@@ -184,22 +206,25 @@ class ndarray:
 
     def item(self, *args: int) -> Any:
         """One element as a Python number."""
+        Waits.add(self.itemsize)
         return self._host.item(*args)
 
     def tolist(self) -> Any:
         """Nested lists of Python numbers."""
+        Waits.add(self.nbytes)
         return self._host.tolist()
 
     def __float__(self) -> float:
-        return float(self._host.item())
+        return float(self.item())
 
     def __int__(self) -> int:
-        return int(self._host.item())
+        return int(self.item())
 
     def __complex__(self) -> complex:
-        return complex(self._host.item())
+        return complex(self.item())
 
     def __bool__(self) -> bool:
+        Waits.add(self.itemsize)
         return bool(self._host)
 
     def __repr__(self) -> str:
@@ -276,6 +301,9 @@ class ndarray:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: Any) -> ndarray:
+        parts = index if isinstance(index, tuple) else (index,)
+        if any(isinstance(part, ndarray) and part.dtype == bool for part in parts):
+            Waits.add()  # how many are true?
         return wrap(self._host[unwrap(index, host=True)])  # CuPy uploads NumPy indices
 
     def __setitem__(self, index: Any, value: Any) -> None:

@@ -2,12 +2,14 @@
 """A CuPy without a GPU: ``with fake_cupy.installed(): ...`` runs code for the device on the CPU.
 
 Kernels run through the host shim; array functions are NumPy's and SciPy's, offered only where CuPy has them, with
-CuPy's parameters, and refusing NumPy arrays where CuPy refuses them. `Allocations` makes memory run out on demand.
+CuPy's parameters, and refusing NumPy arrays where CuPy refuses them. `Allocations` makes memory run out on demand,
+`Waits` counts when the host would wait for the device.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import sys
 from collections.abc import Iterator
@@ -19,10 +21,10 @@ import scipy.fft
 import scipy.ndimage
 import scipy.special
 
-from cuda_host.fake_array import API, Allocations, OutOfMemoryError, ndarray, proxy, ufunc, unwrap, wrap
+from cuda_host.fake_array import API, Allocations, OutOfMemoryError, Waits, ndarray, proxy, ufunc, unwrap, wrap
 from cuda_host.host import HostModule
 
-__all__ = ["Allocations", "OutOfMemoryError", "installed", "ndarray"]
+__all__ = ["Allocations", "OutOfMemoryError", "Waits", "installed", "ndarray"]
 
 TOTAL_BYTES = 8 << 30  # what the device says it has
 UPLOADS = {"array", "asarray", "asanyarray", "ascontiguousarray", "asfortranarray"}
@@ -236,6 +238,7 @@ def _runtime() -> ModuleType:
     module = ModuleType("cupy.cuda.runtime")
     module.__dict__.update(
         CUDARuntimeError=CUDARuntimeError,
+        CUDA_R_32F=0,
         getDeviceCount=lambda: 1,
         getDevice=lambda: 0,
         setDevice=lambda device: Device(device).use(),
@@ -254,6 +257,60 @@ def _runtime() -> ModuleType:
     return module
 
 
+def rounded(values: np.ndarray, bits: int) -> np.ndarray:
+    """float32 numbers with that many significant bits, the nearest, of two as near the even one."""
+    dropped = 24 - bits
+    whole = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
+    nearest = (whole + (1 << (dropped - 1)) - 1 + ((whole >> dropped) & 1)) >> dropped << dropped
+    return np.where(np.isfinite(values), nearest.astype(np.uint32).view(np.float32), values)
+
+
+KEPT_BITS = {68: 24, 75: 8, 77: 11}  # of factors, by cublasComputeType_t
+
+
+def _gemm_ex(handle: int, transa: int, transb: int, m: int, n: int, k: int, alpha: int, A: int, Atype: int, lda: int,
+             B: int, Btype: int, ldb: int, beta: int, C: int, Ctype: int, ldc: int, computeType: int,
+             algo: int) -> None:
+    """cublasGemmEx of float32 matrices, column by column in memory, with its roundings; sums in float32."""
+    if (Atype, Btype, Ctype) != (0, 0, 0) or computeType not in KEPT_BITS:
+        raise NotImplementedError("the fake multiplies float32 matrices only")
+    if handle != HANDLE or _memory(alpha, 1)[0] != 1 or _memory(beta, 1)[0] != 0:
+        raise ValueError("not the handle of the device, or factors that the fake does not know")
+
+    def matrix(pointer: int, transposed: int, rows: int, columns: int, leading: int) -> np.ndarray:
+        rows, columns = (columns, rows) if transposed else (rows, columns)
+        if leading < rows:
+            raise ValueError("CUBLAS_STATUS_INVALID_VALUE: leading dimension")
+        stored = _memory(pointer, leading * columns).reshape(columns, leading)[:, :rows].T
+        bits = KEPT_BITS[computeType]
+        return rounded(stored.T if transposed else stored, bits) if bits < 24 else stored.T if transposed else stored
+
+    with np.errstate(all="ignore"):
+        product = matrix(A, transa, m, k, lda) @ matrix(B, transb, k, n, ldb)
+    _memory(C, ldc * n).reshape(n, ldc)[:, :m] = product.T
+
+
+HANDLE = 4711
+
+
+def _memory(pointer: int, count: int) -> np.ndarray:
+    return np.ctypeslib.as_array((ctypes.c_float * count).from_address(pointer))
+
+
+def _cublas() -> ModuleType:
+    module = ModuleType("cupy.cuda.cublas")
+    module.__dict__.update(
+        gemmEx=_gemm_ex,
+        CUBLAS_OP_N=0,
+        CUBLAS_OP_T=1,
+        CUBLAS_COMPUTE_32F=68,
+        CUBLAS_COMPUTE_32F_FAST_16BF=75,
+        CUBLAS_COMPUTE_32F_FAST_TF32=77,
+        CUBLAS_GEMM_DEFAULT=-1,
+    )
+    return module
+
+
 def _cuda() -> ModuleType:
     module = ModuleType("cupy.cuda")
     memory = ModuleType("cupy.cuda.memory")
@@ -265,6 +322,8 @@ def _cuda() -> ModuleType:
         MemoryPool=MemoryPool,
         PinnedMemoryPool=MemoryPool,
         runtime=_runtime(),
+        cublas=_cublas(),
+        get_cublas_handle=lambda: HANDLE,
         memory=memory,
         is_available=lambda: True,
         get_device_id=lambda: 0,
@@ -310,7 +369,7 @@ def modules() -> dict[str, ModuleType]:
         RawModule=RawModule,
         RawKernel=RawKernel,
         cuda=cuda,
-        fft=Mirror("cupy.fft", scipy.fft),
+        fft=Mirror("cupy.fft", scipy.fft, config=SimpleNamespace(clear_plan_cache=lambda: None)),
         linalg=Mirror("cupy.linalg", np.linalg),
         random=Mirror("cupy.random", np.random, default_rng=Generator, Generator=Generator),
         asnumpy=_asnumpy,

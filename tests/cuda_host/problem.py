@@ -66,6 +66,12 @@ def make_problem(
         "data": complex_normal(rng, 2 * c + 1, 2 * c + 1, c + 1),
         "weight": rng.random((2 * c + 1, 2 * c + 1, c + 1), dtype=np.float32),
         "matrices": random_rotations(rng, 4),
+        "run_offsets": np.sort(np.concatenate([[0], 1 + rng.permutation(candidates - 1)[: images - 1], [candidates]])
+                               ).astype(np.int32),
+        "grid_cross": rng.normal(0, 5, (images, shifts, 37 * candidates)).astype(np.float32),
+        "grid_norm": rng.exponential(3, (images, 37 * candidates)).astype(np.float32),
+        "grid_prior": -rng.exponential(2, (images, shifts)).astype(np.float32),
+        "score": rng.normal(0, 4, (candidates, shifts)).astype(np.float32),
         "offsets_px": rng.uniform(-9, 9, (images, shifts, 2)).astype(np.float32),
     }
 
@@ -154,6 +160,15 @@ def run_all(ops: Any, p: dict[str, Any]) -> dict[str, Any]:
     results["mean_volume_shells"] = ops.mean_volume_shells(p["weight"], PADDING, 10)
     floor, prior = (ops.xp.asarray(values.astype(np.float32)) for values in np.outer([0.03, 0.1], np.arange(10)))
     results["quotient"] = ops.quotient(p["data"], p["weight"], floor, prior, PADDING)
+    grid = (p["grid_cross"], p["grid_norm"], p["grid_prior"])
+    results["best orientations"], results["best shifts"] = ops.grid_maxima(*grid)
+    results["run_maxima"] = ops.run_maxima(p["score"], p["run_offsets"])
+    results["run_sums"] = ops.run_sums(p["score"], p["run_offsets"])
+    results["leaders"] = ops.leaders(p["score"][:, 0], p["run_offsets"], 4)
+    results["mark_best"] = ops.mark_best(p["score"][:, 0], p["run_offsets"], 6.0, 2)
+    names = ("weights", "tops", "masses", "significant")
+    results |= dict(zip(names, ops.normalise_runs(p["score"], p["run_offsets"], 7.0), strict=True))
+    results["product"] = ops.product(p["ctf2"], p["ctf2"][::-1])
     results["ifft"] = ops.ifft(p["data"], 1)
     results["irfft"] = ops.irfft(p["data"], 2 * p["data"].shape[2] - 2)
     return results

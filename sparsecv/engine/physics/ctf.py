@@ -61,6 +61,13 @@ def wavelength(voltage_kv: np.ndarray) -> np.ndarray:
     return 12.2643247 / np.sqrt(volts * (1 + volts * 0.978466e-6))
 
 
+def frequency_powers(kx: Any, ky: Any, box: int, pixel_size: float, xp: Any = np) -> Any:
+    """k_x^2, k_x k_y, k_y^2, k^4 and 1 at J pixels, float64 (5, J): what `ctf` needs of them, with k in 1/A."""
+    x, y = np.asarray(kx) / (box * pixel_size), np.asarray(ky) / (box * pixel_size)
+    square = x * x + y * y
+    return xp.asarray(np.stack([x * x, x * y, y * y, square * square, np.ones_like(square)]))
+
+
 def ctf(
     parameters: CtfParameters,
     kx: Any,
@@ -70,6 +77,7 @@ def ctf(
     *,
     intact_first_peak: bool = False,
     xp: Any = np,
+    powers: Any = None,
 ) -> Any:
     """CTF of n particles at J Fourier pixels.
 
@@ -85,6 +93,8 @@ def ctf(
         1 instead of sin(gamma) up to the first peak (|gamma| < pi/2), RELION's ``--ctf_intact_first_peak``.
     xp
         Array module of the result (numpy or cupy).
+    powers
+        What `frequency_powers` gives for these pixels, where it is there already.
 
     Returns
     -------
@@ -104,18 +114,17 @@ def ctf(
     quartic = -0.5 * np.pi * p.cs_mm * 1e7 * lam**3
     contrast = np.asarray(p.amplitude_contrast, dtype=np.float64)
     constant = np.deg2rad(p.phase_shift) + np.arctan2(contrast, np.sqrt(np.maximum(1 - contrast**2, 0)))
-    x, y = np.asarray(kx) / (box * pixel_size), np.asarray(ky) / (box * pixel_size)
-    square = x * x + y * y
+    powers = frequency_powers(kx, ky, box, pixel_size, xp) if powers is None else powers
     terms = np.stack([quadratic[0], quadratic[1], quadratic[2], quartic, constant], axis=1)  # (n, 5)
-    powers = np.stack([x * x, x * y, y * y, square * square, np.ones_like(square)])  # (5, J)
     # Phases reach hundreds of radians: the sum is done in float64, and 2e-5 rad of rounding afterwards is harmless.
-    gamma = (xp.asarray(terms) @ xp.asarray(powers)).astype(xp.float32)
+    gamma = (xp.asarray(terms) @ powers).astype(xp.float32)
     value = xp.sin(gamma)
     if intact_first_peak:
         value = xp.where(xp.abs(gamma) < np.float32(np.pi / 2), xp.float32(1), value)
     if np.any(p.bfactor != 0) or np.any(p.scale != 1):
         bfactor = xp.asarray((p.bfactor / 4).astype(np.float32))[:, None]
         scale = xp.asarray(p.scale.astype(np.float32))[:, None]
-        value = value * xp.exp(-bfactor * xp.asarray(square.astype(np.float32))[None, :]) * scale
+        square = (powers[0] + powers[2]).astype(xp.float32)
+        value = value * xp.exp(-bfactor * square[None, :]) * scale
     smallest = xp.where(value < 0, xp.float32(-SMALLEST_CTF), xp.float32(SMALLEST_CTF))
     return xp.where(xp.abs(value) < SMALLEST_CTF, smallest, value)

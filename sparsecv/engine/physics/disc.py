@@ -9,11 +9,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
 
-@dataclass(frozen=True)
+class DeviceDisc(NamedTuple):
+    """The lists of a `Disc` in the memory of a device."""
+
+    kx: Any
+    ky: Any
+    shell: Any
+    offsets: Any
+    flat: Any
+
+
+@dataclass(frozen=True, eq=False)
 class Disc:
     """Unique Fourier pixels up to a shell.
 
@@ -52,10 +63,23 @@ class Disc:
         return int(self.offsets[min(shell, self.last) + 1])
 
     def crop(self, shell: int) -> Disc:
-        """The disc up to and including a lower shell."""
-        j = self.size(shell)
-        last = min(shell, self.last)
-        return Disc(self.box, self.kx[:j], self.ky[:j], self.shell[:j], self.offsets[: last + 2], self.flat[:j])
+        """The disc up to and including a lower shell; the same object for the same shell."""
+        return self if shell >= self.last else _cropped(self, shell)
+
+    def on(self, xp: Any) -> DeviceDisc:
+        """The lists as arrays of a module, uploaded once."""
+        return _uploaded(self, xp)
+
+
+@lru_cache(maxsize=256)
+def _cropped(disc: Disc, shell: int) -> Disc:
+    j = disc.size(shell)
+    return Disc(disc.box, disc.kx[:j], disc.ky[:j], disc.shell[:j], disc.offsets[: shell + 2], disc.flat[:j])
+
+
+@lru_cache(maxsize=64)
+def _uploaded(disc: Disc, xp: Any) -> DeviceDisc:
+    return DeviceDisc(*map(xp.asarray, (disc.kx, disc.ky, disc.shell, disc.offsets, disc.flat)))
 
 
 @lru_cache(maxsize=8)

@@ -8,6 +8,8 @@ scipy's intrinsic ``"ZYZ"`` rotation. The view direction in the map's frame is t
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -65,18 +67,19 @@ def angular_distance(first: ArrayLike, second: ArrayLike) -> NDArray[np.float64]
     return np.rad2deg(np.arccos(np.clip((trace - 1) / 2, -1, 1)))
 
 
-def rotvec_to_matrix(vectors: ArrayLike) -> NDArray[np.float64]:
+def rotvec_to_matrix(vectors: Any, xp: Any = np) -> Any:
     """Rotation matrices of rotation vectors in radians, shapes (n, 3) -> (n, 3, 3), by Rodrigues' formula.
 
     R = 1 + sin(a)/a K + (1 - cos(a))/a^2 K^2 with K v = w x v and a = |w|; sinc keeps it exact for small angles.
+    Arrays are those of the module ``xp``.
     """
-    w = np.asarray(vectors, dtype=np.float64)
-    angle = np.linalg.norm(w, axis=1)[:, None, None]
-    zero = np.zeros(len(w))
-    cross = np.stack([zero, -w[:, 2], w[:, 1], w[:, 2], zero, -w[:, 0], -w[:, 1], w[:, 0], zero], axis=-1)
+    w = xp.asarray(vectors, dtype=xp.float64)
+    angle = xp.linalg.norm(w, axis=1)[:, None, None]
+    zero = xp.zeros(len(w))
+    cross = xp.stack([zero, -w[:, 2], w[:, 1], w[:, 2], zero, -w[:, 0], -w[:, 1], w[:, 0], zero], axis=-1)
     cross = cross.reshape(-1, 3, 3)
-    half = np.sinc(angle / (2 * np.pi)) ** 2 / 2  # (1 - cos a) / a^2 = sin^2(a/2) / (a^2 / 2)
-    return np.eye(3) + np.sinc(angle / np.pi) * cross + half * (cross @ cross)
+    half = xp.sinc(angle / (2 * np.pi)) ** 2 / 2  # (1 - cos a) / a^2 = sin^2(a/2) / (a^2 / 2)
+    return xp.eye(3) + xp.sinc(angle / np.pi) * cross + half * (cross @ cross)
 
 
 def random_rotation(rng: np.random.Generator) -> NDArray[np.float64]:

@@ -7,6 +7,9 @@ Two kinds of orientation grid share one interface (cells, their rotations, their
   whole grid turned by one random rotation per iteration. All images share it, so its slices are cut once.
 * :class:`LocalGrid`: a cubic lattice of small rotation vectors around each particle's own prior rotation.
 
+The cells of the coarsest level are listed on the host; everything else also works on a device's arrays, where ``xp`` is
+its array module.
+
 The angular step of order o is 60/2^o degrees (15, 7.5, 3.75 for o = 2, 3, 4), as in RELION.
 """
 
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import healpix
 import numpy as np
@@ -61,28 +65,28 @@ class GlobalGrid:
         turns = np.arange(6 * 2**self.order)
         return np.stack(np.broadcast_arrays(kept[:, None], turns[None, :]), axis=-1).reshape(-1, 2)
 
-    def rotations(self, cells: np.ndarray, level: int) -> np.ndarray:
+    def rotations(self, cells: Any, level: int, xp: Any = np) -> Any:
         """Rotations of the centres of cells, float64 (n, 3, 3); level 0 is the coarsest."""
         order = self.order + level
         psi = (cells[:, 1] + 0.5) * angular_step(order)
         # Rz(psi) @ (Ry(tilt) Rz(rot) turn): the direction part is looked up, as cells repeat directions many times.
-        directions = _direction_matrices(order)[cells[:, 0]] @ self.turn
-        c, s = np.cos(np.deg2rad(psi)), np.sin(np.deg2rad(psi))
-        out = np.empty_like(directions)
+        directions = _uploaded_directions(order, xp)[cells[:, 0]] @ xp.asarray(self.turn)
+        c, s = xp.cos(xp.deg2rad(psi)), xp.sin(xp.deg2rad(psi))
+        out = xp.empty_like(directions)
         out[:, 0] = c[:, None] * directions[:, 0] + s[:, None] * directions[:, 1]
         out[:, 1] = c[:, None] * directions[:, 1] - s[:, None] * directions[:, 0]
         out[:, 2] = directions[:, 2]
         return out
 
-    def children(self, cells: np.ndarray, level: int) -> np.ndarray:
+    def children(self, cells: Any, level: int, xp: Any = np) -> Any:
         """The eight cells of the next level inside each cell, (n, 8, 2)."""
-        pixel = 4 * cells[:, None, 0] + np.repeat(np.arange(4), 2)[None, :]
-        turn = 2 * cells[:, None, 1] + np.tile(np.arange(2), 4)[None, :]
-        return np.stack([pixel, turn], axis=-1)
+        pixel = 4 * cells[:, None, 0] + xp.repeat(xp.arange(4), 2)[None, :]
+        turn = 2 * cells[:, None, 1] + xp.tile(xp.arange(2), 4)[None, :]
+        return xp.stack([pixel, turn], axis=-1)
 
-    def log_prior(self, cells: np.ndarray, level: int) -> np.ndarray:
+    def log_prior(self, cells: Any, level: int, xp: Any = np) -> Any:
         """All orientations are equally likely: zeros (n,)."""
-        return np.zeros(len(cells))
+        return xp.zeros(len(cells))
 
     def step(self, level: int) -> float:
         """Degrees between neighbouring cells of a level."""
@@ -93,6 +97,11 @@ class GlobalGrid:
 def _direction_matrices(order: int) -> np.ndarray:
     rot, tilt = _all_directions(order)
     return euler_to_matrix(rot, tilt, np.zeros_like(rot))
+
+
+@lru_cache(maxsize=8)
+def _uploaded_directions(order: int, xp: Any) -> Any:
+    return xp.asarray(_direction_matrices(order))
 
 
 @dataclass(frozen=True)
@@ -128,16 +137,16 @@ class LocalGrid:
         within = length <= reach + self.spacing / 2
         return vectors[within] if within.any() else vectors[[length.argmin()]]
 
-    def rotations(self, cells: np.ndarray, level: int) -> np.ndarray:
+    def rotations(self, cells: Any, level: int, xp: Any = np) -> Any:
         """Small rotations exp(w), (n, 3, 3), to be multiplied from the left to the prior rotation."""
-        return rotvec_to_matrix(np.deg2rad(cells))
+        return rotvec_to_matrix(xp.deg2rad(cells), xp)
 
-    def children(self, cells: np.ndarray, level: int) -> np.ndarray:
+    def children(self, cells: Any, level: int, xp: Any = np) -> Any:
         """The eight cells of the next level inside each cell, (n, 8, 3)."""
         corners = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
-        return cells[:, None, :] + corners[None] * (self.step(level) / 4)
+        return cells[:, None, :] + xp.asarray(corners[None] * (self.step(level) / 4))
 
-    def log_prior(self, cells: np.ndarray, level: int) -> np.ndarray:
+    def log_prior(self, cells: Any, level: int, xp: Any = np) -> Any:
         """Gaussian log prior up to a constant, (n,)."""
         return -0.5 * (cells**2).sum(axis=1) / self.sigma**2
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -187,29 +188,28 @@ def symmetric_distance(first: ArrayLike, second: ArrayLike, matrices: ArrayLike)
     return np.rad2deg(np.arccos(np.clip((trace - 1) / 2, -1, 1)))
 
 
-def nearest_equivalents(poses: NDArray[np.float64], centres: ArrayLike, matrices: ArrayLike) -> NDArray[np.float64]:
+def nearest_equivalents(poses: Any, centres: Any, matrices: ArrayLike, xp: Any = np) -> Any:
     """The equivalent A R_g of each pose that is nearest to another pose.
 
     Parameters
     ----------
     poses, centres
-        Rotations ``A``, shape (n, 3, 3), and those that they are to be brought near to.
+        Rotations ``A``, shape (n, 3, 3), and those that they are to be brought near to; arrays of the module ``xp``.
     matrices
-        The point group, shape (G, 3, 3), identity first.
+        The point group, shape (G, 3, 3), identity first; on the host.
 
     Returns
     -------
     Shape (n, 3, 3); without symmetry ``poses`` themselves.
     """
-    group = np.asarray(matrices, dtype=np.float64)
+    group = xp.asarray(np.asarray(matrices, dtype=np.float64))
     if len(group) == 1:
         return poses
-    return poses @ group[_traces(poses, centres, group).argmax(axis=1)]
+    return poses @ group[_traces(poses, centres, group, xp).argmax(axis=1)]
 
 
-def _traces(first: ArrayLike, second: ArrayLike, matrices: ArrayLike) -> NDArray[np.float64]:
+def _traces(first: Any, second: Any, matrices: Any, xp: Any = np) -> Any:
     """Trace of A R_g B^T for each pair of poses and each element of the group, (n, G): 1 + 2 cos of their angle."""
-    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
-    relative = np.einsum("nki,nkj->nij", a, b)  # A^T B; the trace of A R B^T is that of R (A^T B)^T
-    traces: NDArray[np.float64] = np.einsum("gij,nij->ng", np.asarray(matrices, dtype=np.float64), relative)
-    return traces
+    a, b, group = (xp.asarray(array, dtype=xp.float64) for array in (first, second, matrices))
+    relative = xp.einsum("nki,nkj->nij", a, b)  # A^T B; the trace of A R B^T is that of R (A^T B)^T
+    return xp.einsum("gij,nij->ng", group, relative)

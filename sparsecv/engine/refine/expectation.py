@@ -8,11 +8,14 @@ With a = C X / sigma^2 and c = C^2 / sigma^2, the log-likelihood of orientation 
 The first level of a global search scores every orientation of a shared grid: one matrix product for the cross terms of
 a block of images and shifts, one for the norm terms. Later levels halve the angular and shift steps inside the cells
 that can still carry posterior mass, at the resolution that belongs to the step.
+
+All of it runs where the images are: arrays are those of ``ops.xp``, and no score leaves the device. Once per level the
+host has to wait for it, to learn how many cells survive (`kept_rows`); nothing else here makes it wait.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,8 +23,9 @@ import numpy as np
 from sparsecv.engine.physics.disc import Disc
 from sparsecv.engine.physics.sampling import GlobalGrid, LocalGrid
 from sparsecv.engine.refine.images import ImageBatch
+from sparsecv.engine.refine.precision import FULL, Precision
+from sparsecv.kernels.contract import HOPELESS
 
-HOPELESS = -1e30  # score of a candidate that could not be computed
 SHIFT_CHILDREN = np.array([[-1, -1], [1, -1], [-1, 1], [1, 1]])
 
 
@@ -79,7 +83,7 @@ class SearchPlan:
 
 @dataclass
 class Posterior:
-    """Significant orientations and shifts of a batch.
+    """Significant orientations and shifts of a batch; arrays on the device.
 
     Attributes
     ----------
@@ -99,13 +103,22 @@ class Posterior:
         (I,) number of samples kept.
     """
 
-    owner: np.ndarray
-    rotations: np.ndarray
-    shifts: np.ndarray
-    weights: np.ndarray
-    log_evidence: np.ndarray
-    best_probability: np.ndarray
-    significant: np.ndarray
+    owner: Any
+    rotations: Any
+    shifts: Any
+    weights: Any
+    log_evidence: Any
+    best_probability: Any
+    significant: Any
+
+    def offsets(self, xp: Any) -> Any:
+        """First orientation of each image and the end of the last one, (I + 1,) int32; every image has at least one."""
+        return run_offsets(xp, self.owner, len(self.shifts))
+
+
+def run_offsets(xp: Any, owner: Any, count: int) -> Any:
+    """Where the runs of 0, 1 ... count - 1 in ``owner`` begin, and the end, (count + 1,) int32; none may be missing."""
+    return xp.searchsorted(owner, xp.arange(count + 1, dtype=owner.dtype)).astype(xp.int32)
 
 
 class GridBank:
@@ -113,21 +126,35 @@ class GridBank:
 
     def __init__(self, ops: Any, volume: Any, plan: SearchPlan, disc: Disc, padding: int) -> None:
         xp = ops.xp
-        self.cells = plan.grid.cells()
+        self.cells = xp.asarray(plan.grid.cells())
         self.disc = disc.crop(plan.levels[0].shell)
-        rotations = plan.grid.rotations(self.cells, 0)
-        kx, ky = xp.asarray(self.disc.kx), xp.asarray(self.disc.ky)
-        slices = ops.extract_slices(volume, xp.asarray(rotations.astype(np.float32)), kx, ky, padding)
+        rotations = plan.grid.rotations(self.cells, 0, xp).astype(xp.float32)
+        pixels = self.disc.on(xp)
+        slices = ops.extract_slices(volume, rotations, pixels.kx, pixels.ky, padding)
         self.power = (slices.real**2 + slices.imag**2).astype(xp.float32)
         self.pairs = slices.view(xp.float32)
 
-    def products(self, ops: Any, images: Any, ctf2: Any, shifts: np.ndarray) -> tuple[Any, Any]:
+    def products(
+        self, ops: Any, images: Any, ctf2: Any, shifts: Any, precision: Precision = FULL
+    ) -> tuple[Any, Any]:
         """Cross terms (I, T, R) and norm terms (I, R) of images (I, J) at shifts (I, T, 2), by matrix products."""
         xp, (count, j) = ops.xp, images.shape
-        kx, ky = xp.asarray(self.disc.kx), xp.asarray(self.disc.ky)
-        moved = ops.shift_images(images, xp.asarray(shifts.astype(np.float32)), kx, ky, self.disc.box)
+        pixels = self.disc.on(xp)
+        moved = ops.shift_images(images, xp.asarray(shifts).astype(xp.float32), pixels.kx, pixels.ky, self.disc.box)
         rows = moved.view(xp.float32).reshape(-1, 2 * j)
-        return (rows @ self.pairs.T).reshape(count, shifts.shape[1], -1), ctf2 @ self.power.T
+        cross = ops.product(rows, self.pairs, precision.cross).reshape(count, shifts.shape[1], -1)
+        return cross, ops.product(ctf2, self.power, precision.norm)
+
+    def signal_power(self, ops: Any, noise: np.ndarray, scale: np.ndarray) -> float:
+        """Largest ||p||^2 = sum_j c_j |P_rj|^2 that an image can see in a slice, with a CTF of 1.
+
+        Parameters
+        ----------
+        noise, scale
+            (optics groups, shells) sigma^2, and scales of the groups.
+        """
+        inverse = (np.max(scale) ** 2 / noise.min(axis=0))[self.disc.shell].astype(np.float32)
+        return float(ops.product(self.power, ops.xp.asarray(inverse[None])).max())
 
     def scale(self, factor: float) -> None:
         """Multiply the reference by a factor."""
@@ -145,6 +172,7 @@ def find_posterior(
     rotations: np.ndarray,
     shifts: np.ndarray,
     bank: GridBank | None,
+    precision: Precision = FULL,
 ) -> Posterior:
     """Posterior over orientations and shifts of a batch of images.
 
@@ -159,52 +187,64 @@ def find_posterior(
         shifts is around them in a local search, and around the centre of the box in a global one.
     bank
         Slices of the shared grid for a global search; None for a local one.
+    precision
+        Of the first level of a global search.
     """
-    count = len(batch.index)
-    expected = shifts if bank is None else -batch.centre_px.astype(np.float64)
-    tried = plan.shifts[None] + shifts[:, None, :]
+    xp, count = ops.xp, len(batch.index)
+    expected = xp.asarray(shifts if bank is None else -batch.centre_px.astype(np.float64))
+    tried = xp.asarray(plan.shifts[None] + shifts[:, None, :])
     if bank is not None:
-        best_r, best_t = _score_grid(ops, batch, tried, _shift_prior(tried, expected, plan.shift_sigma), bank)
-        owner, cell_index = _prune_dense(best_r, plan.levels[0])
-        cells = bank.cells[cell_index]
-        first = 1
-        tried = _finer_shifts(best_t, tried, plan.levels[0], plan.levels[1].shift_step)
-        owner, cells = _split(plan, owner, cells, 0)
+        prior = _shift_prior(xp, tried, expected, plan.shift_sigma)
+        best, best_of_shifts = _score_grid(ops, batch, tried, prior, bank, precision)
+        columns = best.shape[1]
+        widened = replace(plan.levels[0], margin=plan.levels[0].margin + precision.widening)
+        kept = kept_rows(ops, best.ravel(), _equal_runs(xp, count, columns), widened)
+        owner, cells = (kept // columns).astype(xp.int32), bank.cells[kept % columns]
+        tried = _finer_shifts(ops, best_of_shifts, tried, plan.levels[0], plan.levels[1].shift_step)
+        owner, cells = _split(xp, plan, owner, cells, 0)
     else:
-        start = plan.grid.cells()
-        owner = np.repeat(np.arange(count, dtype=np.int32), len(start))
-        cells = np.tile(start, (count, 1))
-        first = 0
-    for number in range(first, len(plan.levels)):
+        start = xp.asarray(plan.grid.cells())
+        owner = xp.repeat(xp.arange(count, dtype=xp.int32), len(start))
+        cells = xp.tile(start, (count, 1))
+    centres = xp.asarray(rotations) if isinstance(plan.grid, LocalGrid) else None
+    for number in range(0 if bank is None else 1, len(plan.levels)):
         level = plan.levels[number]
-        candidates = _rotations(plan.grid, cells, level.depth, owner, rotations)
+        candidates = plan.grid.rotations(cells, level.depth, xp)
+        if centres is not None:
+            candidates = xp.matmul(candidates, centres[owner])
         score = _score_candidates(ops, volume, batch, owner, candidates, tried, disc.crop(level.shell), padding)
-        score *= np.float32(plan.confidence)
-        score += plan.grid.log_prior(cells, level.depth).astype(np.float32)[:, None]
-        score += _shift_prior(tried, expected, plan.shift_sigma)[owner]
+        score *= xp.float32(plan.confidence)
+        score += plan.grid.log_prior(cells, level.depth, xp).astype(xp.float32)[:, None]
+        score += _shift_prior(xp, tried, expected, plan.shift_sigma)[owner]
         # An image whose scores are no numbers must not stop the others: it ends with no posterior at all.
-        np.nan_to_num(score, copy=False, nan=HOPELESS, posinf=HOPELESS, neginf=HOPELESS)
+        xp.nan_to_num(score, copy=False, nan=HOPELESS, posinf=HOPELESS, neginf=HOPELESS)
+        offsets = run_offsets(xp, owner, count)
         if number + 1 == len(plan.levels):
-            return _normalise(owner, candidates, tried, score, count, level)
-        kept = _prune(owner, score.max(axis=1), level)
-        best_t = np.maximum.reduceat(score, _starts(owner, count), axis=0)
-        tried = _finer_shifts(best_t, tried, level, plan.levels[number + 1].shift_step)
-        owner, cells = _split(plan, owner[kept], cells[kept], number)
+            return _normalise(ops, owner, candidates, tried, score, offsets, level)
+        kept = kept_rows(ops, score.max(axis=1), offsets, level)
+        best_of_shifts = ops.run_maxima(score, offsets)
+        tried = _finer_shifts(ops, best_of_shifts, tried, level, plan.levels[number + 1].shift_step)
+        owner, cells = _split(xp, plan, owner[kept], cells[kept], number)
     raise ValueError("a global search needs at least two levels")
 
 
+def kept_rows(ops: Any, best: Any, offsets: Any, level: Level) -> Any:
+    """Rows, ascending, that a level keeps of the scores (C,) of each run; the host waits for their number."""
+    return ops.xp.flatnonzero(ops.mark_best(best, offsets, level.margin, level.keep))
+
+
+def _equal_runs(xp: Any, count: int, length: int) -> Any:
+    """Offsets of runs that are all of one length."""
+    return xp.arange(count + 1, dtype=xp.int32) * xp.int32(length)
+
+
 def _score_grid(
-    ops: Any, batch: ImageBatch, shifts: np.ndarray, shift_prior: np.ndarray, bank: GridBank
-) -> tuple[np.ndarray, np.ndarray]:
+    ops: Any, batch: ImageBatch, shifts: Any, shift_prior: Any, bank: GridBank, precision: Precision
+) -> tuple[Any, Any]:
     """Best score over shifts for each orientation (I, R), and over orientations for each shift (I, T)."""
-    xp, j = ops.xp, len(bank.disc)
-    images, ctf2 = weighted_images(batch, j)
-    cross, norm = bank.products(ops, images, ctf2, shifts)
-    cross += xp.asarray(shift_prior)[:, :, None]
-    cross -= xp.float32(0.5) * norm[:, None, :]
-    best = ops.to_host(cross.max(axis=1)), ops.to_host(cross.max(axis=2))
-    for values in best:
-        np.nan_to_num(values, copy=False, nan=HOPELESS, posinf=HOPELESS, neginf=HOPELESS)
+    images, ctf2 = weighted_images(batch, len(bank.disc))
+    cross, norm = bank.products(ops, images, ctf2, shifts, precision)
+    best: tuple[Any, Any] = ops.grid_maxima(cross, norm, shift_prior)
     return best
 
 
@@ -219,106 +259,66 @@ def _score_candidates(
     ops: Any,
     volume: Any,
     batch: ImageBatch,
-    owner: np.ndarray,
-    rotations: np.ndarray,
-    shifts: np.ndarray,
+    owner: Any,
+    rotations: Any,
+    shifts: Any,
     disc: Disc,
     padding: int,
-) -> np.ndarray:
-    """Scores (C, T) float32 on the host."""
-    xp = ops.xp
+) -> Any:
+    """Scores (C, T) float32."""
+    xp, pixels = ops.xp, disc.on(ops.xp)
     images, ctf2 = weighted_images(batch, len(disc))
-    kx, ky = xp.asarray(disc.kx), xp.asarray(disc.ky)
-    moved = ops.shift_images(images, xp.asarray(shifts.astype(np.float32)), kx, ky, disc.box)
-    cross, norm = ops.score_candidates(
-        volume, xp.asarray(rotations.astype(np.float32)), xp.asarray(owner), moved, ctf2, kx, ky, padding
-    )
-    return ops.to_host(cross - xp.float32(0.5) * norm[:, None])
+    moved = ops.shift_images(images, shifts.astype(xp.float32), pixels.kx, pixels.ky, disc.box)
+    places = rotations.astype(xp.float32), owner
+    cross, norm = ops.score_candidates(volume, *places, moved, ctf2, pixels.kx, pixels.ky, padding)
+    cross -= xp.float32(0.5) * norm[:, None]
+    return cross
 
 
-def _shift_prior(shifts: np.ndarray, centre: np.ndarray, sigma: float) -> np.ndarray:
+def _shift_prior(xp: Any, shifts: Any, centre: Any, sigma: float) -> Any:
     """Gaussian log prior of shifts (I, T), float32."""
-    return (-0.5 * ((shifts - centre[:, None, :]) ** 2).sum(axis=2) / sigma**2).astype(np.float32)
+    return (-0.5 * ((shifts - centre[:, None, :]) ** 2).sum(axis=2) / sigma**2).astype(xp.float32)
 
 
-def _starts(owner: np.ndarray, count: int) -> np.ndarray:
-    """First row of each image's run in ``owner``; every image has at least one."""
-    return np.searchsorted(owner, np.arange(count))
+def _finer_shifts(ops: Any, best: Any, shifts: Any, level: Level, step: float) -> Any:
+    """The four children of each image's best shifts, (I, 4 keep, 2); as many of the shifts themselves at one step."""
+    xp, (images, count) = ops.xp, best.shape
+    is_finer = step < level.shift_step
+    most = min(level.keep_shifts if is_finer else 4 * level.keep_shifts, count)
+    row = xp.arange(images)[:, None]
+    parents = shifts[row, ops.leaders(best.ravel(), _equal_runs(xp, images, count), most) - row * count]
+    if not is_finer:
+        return parents
+    children = xp.asarray(SHIFT_CHILDREN * (level.shift_step / 4))
+    return (parents[:, :, None, :] + children).reshape(images, -1, 2)
 
 
-def _prune_dense(best: np.ndarray, level: Level) -> tuple[np.ndarray, np.ndarray]:
-    """Image and column of the entries of (I, R) within the margin, at most ``keep`` per image."""
-    threshold = best.max(axis=1) - level.margin
-    if best.shape[1] > level.keep:
-        cap = np.partition(best, best.shape[1] - level.keep, axis=1)[:, best.shape[1] - level.keep]
-        threshold = np.maximum(threshold, cap)
-    kept = best >= threshold[:, None]
-    is_hopeless = best.max(axis=1) <= HOPELESS / 2
-    kept[is_hopeless] = False
-    kept[is_hopeless, 0] = True  # all its entries are equal: one stands for them
-    owner, column = np.nonzero(kept)
-    return owner.astype(np.int32), column
-
-
-def _prune(owner: np.ndarray, best: np.ndarray, level: Level) -> np.ndarray:
-    """Indices of the candidates within the margin of their image's best, at most ``keep`` per image."""
-    count = int(owner[-1]) + 1
-    top = np.maximum.reduceat(best, _starts(owner, count))
-    alive = np.flatnonzero(best >= top[owner] - level.margin)
-    alive = alive[np.lexsort((-best[alive], owner[alive]))]
-    rank = np.arange(len(alive)) - _starts(owner[alive], count)[owner[alive]]
-    return np.sort(alive[rank < level.keep])
-
-
-def _finer_shifts(best: np.ndarray, shifts: np.ndarray, level: Level, step: float) -> np.ndarray:
-    """The four children of each image's best shifts, (I, 4 keep, 2)."""
-    keep = min(level.keep_shifts, shifts.shape[1])
-    if step >= level.shift_step:
-        order = np.argsort(-best, axis=1)[:, : min(4 * level.keep_shifts, shifts.shape[1])]
-        return np.take_along_axis(shifts, order[:, :, None], axis=1)
-    order = np.argsort(-best, axis=1)[:, :keep]
-    parents = np.take_along_axis(shifts, order[:, :, None], axis=1)
-    return (parents[:, :, None, :] + SHIFT_CHILDREN * (level.shift_step / 4)).reshape(len(shifts), -1, 2)
-
-
-def _split(plan: SearchPlan, owner: np.ndarray, cells: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+def _split(xp: Any, plan: SearchPlan, owner: Any, cells: Any, number: int) -> tuple[Any, Any]:
     """The cells that the level after ``number`` compares."""
     depth = plan.levels[number].depth
     if plan.levels[number + 1].depth == depth:
         return owner, cells
-    children = plan.grid.children(cells, depth)
-    return np.repeat(owner, children.shape[1]), children.reshape(-1, children.shape[2])
-
-
-def _rotations(
-    grid: GlobalGrid | LocalGrid, cells: np.ndarray, level: int, owner: np.ndarray, prior: np.ndarray
-) -> np.ndarray:
-    rotations = grid.rotations(cells, level)
-    return np.matmul(rotations, prior[owner]) if isinstance(grid, LocalGrid) else rotations
+    children = plan.grid.children(cells, depth, xp)
+    return xp.repeat(owner, children.shape[1]), children.reshape(-1, children.shape[2])
 
 
 def _normalise(
-    owner: np.ndarray, rotations: np.ndarray, shifts: np.ndarray, score: np.ndarray, count: int, level: Level
+    ops: Any, owner: Any, rotations: Any, shifts: Any, score: Any, offsets: Any, level: Level
 ) -> Posterior:
     """Posterior probabilities; what lies below the margin of the last level is dropped."""
-    starts = _starts(owner, count)
-    top = np.maximum.reduceat(score.max(axis=1), starts)
-    weights = np.exp(score - top[owner][:, None])
-    weights[weights < np.exp(-level.margin)] = 0
-    mass = np.add.reduceat(weights.sum(axis=1, dtype=np.float64), starts)
+    xp = ops.xp
+    weights, top, mass, significant = ops.normalise_runs(score, offsets, level.margin)
     is_hopeless = top <= HOPELESS / 2
-    weights *= np.where(is_hopeless, 0, 1 / mass)[owner][:, None].astype(np.float32)
-    significant = np.add.reduceat(np.count_nonzero(weights, axis=1), starts)
     # A hopeless image keeps its first candidate, at weight 0, so that every image has one.
     has_weight = weights.any(axis=1)
-    has_weight[starts[is_hopeless]] = True
-    kept = np.flatnonzero(has_weight)
+    has_weight[offsets[:-1]] |= is_hopeless
+    kept = xp.flatnonzero(has_weight)  # the host waits for their number
     return Posterior(
         owner=owner[kept],
         rotations=rotations[kept],
         shifts=shifts,
         weights=weights[kept],
-        log_evidence=np.where(is_hopeless, np.nan, top + np.log(mass)),
+        log_evidence=xp.where(is_hopeless, xp.nan, top + xp.log(mass)),
         best_probability=1 / mass,
         significant=significant,
     )

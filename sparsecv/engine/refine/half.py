@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,14 +16,23 @@ from sparsecv.engine.physics.masks import image_circle
 from sparsecv.engine.physics.symmetry import symmetric_distance
 from sparsecv.engine.ranks.comm import summed
 from sparsecv.engine.refine.expectation import GridBank, Posterior, SearchPlan, find_posterior
+from sparsecv.engine.refine.image_store import ImageStore
 from sparsecv.engine.refine.images import ImageBatch, ctf_images, shell_table, transform_images
-from sparsecv.engine.refine.maximisation import SampleStatistics, accumulate, estimate_poses, sample_statistics, thinned
+from sparsecv.engine.refine.maximisation import (
+    PoseEstimates,
+    SampleStatistics,
+    accumulate,
+    estimate_poses,
+    sample_statistics,
+    thinned,
+)
+from sparsecv.engine.refine.precision import FULL, Precision, choose_precision
 from sparsecv.engine.refine.schedule import Draws, Geometry
 from sparsecv.engine.refine.state import HalfState, ParticleState
 from sparsecv.engine.refine.volumes import PADDING, Accumulator
 
 MODE_STEPS, MODE_DEG = 2.5, 3.0  # samples within 2.5 steps + 3 degrees of the best belong to the same mode
-SMALLEST_BATCH, LARGEST_BATCH = 16, 1024
+SMALLEST_BATCH, LARGEST_BATCH = 16, 1024  # images; fewer only where memory has run out
 
 
 @dataclass
@@ -42,10 +51,18 @@ class Particles:
         Point group, (G, 3, 3).
     batch_bytes
         Memory that one batch may take.
+    images
+        Where images come from.
     intact_first_peak
         No CTF correction up to the first peak.
     kernel
         Of backprojection.
+    largest_batch
+        Images of the largest batch that memory has been enough for, as far as is known.
+    precision
+        ``"auto"`` or ``"fp32"``, see `choose_precision`.
+    tell
+        Takes what is to be said about how a pass is made; each text once.
     """
 
     table: ParticleTable
@@ -56,8 +73,19 @@ class Particles:
     masked_power: float
     matrices: np.ndarray
     batch_bytes: float
+    images: ImageStore
     intact_first_peak: bool = False
     kernel: str = "trilinear"
+    largest_batch: int = LARGEST_BATCH
+    precision: str = "auto"
+    tell: Callable[[str], None] = lambda text: None
+    told: set[str] = field(default_factory=set)
+
+    def tell_once(self, text: str) -> None:
+        """Tell something, unless it is empty or has been told."""
+        if text and text not in self.told:
+            self.told.add(text)
+            self.tell(text)
 
     @classmethod
     def of(cls, ops: Any, table: ParticleTable, geometry: Geometry, matrices: np.ndarray, batch_mb: float,
@@ -65,10 +93,10 @@ class Particles:
         """Particles with a circular mask of the particle's diameter."""
         circle = image_circle(geometry.box, geometry.diameter / 2 / geometry.pixel_size)
         return cls(table, table.ctf_parameters(), geometry, make_disc(geometry.box), ops.xp.asarray(circle),
-                   float((circle**2).mean()), matrices, batch_mb * 1e6, **options)
+                   float((circle**2).mean()), matrices, batch_mb * 1e6, ImageStore(ops, table), **options)
 
     def batch(self, ops: Any, index: np.ndarray, shifts_px: np.ndarray, norm: np.ndarray, scale: np.ndarray,
-              noise: np.ndarray) -> ImageBatch:
+              noise: np.ndarray, images: Any = None) -> ImageBatch:
         """Images of some rows, moved by whole pixels, with their CTF and noise.
 
         Parameters
@@ -79,11 +107,13 @@ class Particles:
             (I, 2), (I,), (I,): present shifts, image factors, signal factors.
         noise
             (optics groups, shells) sigma^2.
+        images
+            (I, box, box) float32 on the device, where the store has given them already.
         """
-        images, _ = self.table.read_images(index)
+        images = self.images.get(index) if images is None else images
         centre = np.rint(shifts_px).astype(np.int64)
-        on_device = ops.xp.asarray(images / norm[:, None, None].astype(np.float32))
-        masked, unmasked = transform_images(ops, on_device, centre, self.circle, self.disc)
+        scaled = images / ops.xp.asarray(norm.astype(np.float32))[:, None, None]
+        masked, unmasked = transform_images(ops, scaled, centre, self.circle, self.disc)
         ctf = ctf_images(ops, self.parameters[index], scale, self.disc, self.geometry.pixel_size,
                          intact_first_peak=self.intact_first_peak)
         inverse = shell_table(ops, 1 / noise, self.table.optics_index[index], self.disc)
@@ -93,7 +123,7 @@ class Particles:
         """Images per batch for the memory allowed."""
         shifts = 1 if plan is None else max(len(plan.shifts), 4 * max(level.keep_shifts for level in plan.levels))
         per_image = 8 * len(self.disc) * (2 * shifts + 6) + 4 * orientations * shifts
-        return int(np.clip(self.batch_bytes / per_image, SMALLEST_BATCH, LARGEST_BATCH))
+        return min(self.largest_batch, int(np.clip(self.batch_bytes / per_image, SMALLEST_BATCH, LARGEST_BATCH)))
 
     def pixels_per_shell(self) -> np.ndarray:
         """Number of the disc's pixels in each shell, at least 1."""
@@ -225,14 +255,25 @@ def expectation_maximisation(
     """
     residuals = Residuals.empty(half, len(members))
     size = particles.batch_size(search.plan, 0 if search.bank is None else len(search.bank.cells))
+    precision = FULL
+    if search.bank is not None:
+        power = search.bank.signal_power(ops, half.noise, half.scale)
+        precision = choose_precision(ops, particles.precision, power)
+        particles.tell_once(precision.reason)
     sums, done = [], 0
     for quarter in (0, 1):
         accumulator = Accumulator.empty(ops, particles.geometry.box, search.last_shell, particles.kernel)
         with accumulator.adding(ops) as add:
-            for rows in _batches(np.flatnonzero(quarters == quarter), size):
-                _add_batch(ops, particles, state, half, members[rows], rows, search, add, residuals)
-                done += len(rows)
-                advance(done)
+            rows = np.flatnonzero(quarters == quarter)
+            before = done
+
+            def work(part: slice, images: Any, rows: np.ndarray = rows, add: Any = add, before: int = before) -> None:
+                own = rows[part]
+                _add_batch(ops, particles, state, half, members[own], own, images, search, precision, add, residuals)
+                advance(before + part.stop)
+
+            in_batches(ops, particles, members[rows], size, work)
+            done += len(rows)
         sums.append(accumulator)
     return HalfResult(members, search.finest_deg, (sums[0], sums[1]), residuals)
 
@@ -244,29 +285,111 @@ def _add_batch(
     half: HalfState,
     index: np.ndarray,
     rows: np.ndarray,
+    images: Any,
     search: Search,
+    precision: Precision,
     add: Callable[..., None],
     residuals: Residuals,
 ) -> None:
-    """Posteriors of the images ``index`` of the table, which are ``rows`` of the members; all sums and new poses."""
+    """Posteriors of the images ``index`` of the table, which are ``rows`` of the members; all sums and new poses.
+
+    Nothing is changed before `accumulate`, which is the last that needs memory on the device (see `in_batches`).
+    """
     table = particles.table
-    scale, uniform = half.scale[table.group_index[index]], search.draws.uniform[index]
-    batch = particles.batch(ops, index, state.shifts_px[index], state.norm[index], scale, half.noise)
+    scale, uniform = half.scale[table.group_index[index]], ops.xp.asarray(search.draws.uniform[index])
+    batch = particles.batch(ops, index, state.shifts_px[index], state.norm[index], scale, half.noise, images)
     start = state.shifts_px[index] - batch.centre_px
-    posterior = find_posterior(
-        ops, search.volume, batch, search.plan, particles.disc, PADDING, state.rotations[index], start, search.bank
-    )
-    inner = particles.disc.crop(search.last_shell)
-    accumulate(ops, batch, thinned(posterior, uniform, search.most_slices), inner, add)
+    posterior = find_posterior(ops, search.volume, batch, search.plan, particles.disc, PADDING, state.rotations[index],
+                               start, search.bank, precision)
+    estimate = estimate_poses(ops, posterior, MODE_STEPS * search.finest_deg + MODE_DEG, particles.matrices)
     statistics = sample_statistics(ops, search.volume, batch, posterior, uniform, particles.disc, search.last_shell)
-    residuals.factors[rows] = _residual_factors(particles, statistics, half.noise[table.optics_index[index]])
-    residuals.add(table, index, statistics, np.isfinite(posterior.log_evidence))
-    _store_poses(state, batch, posterior, MODE_STEPS * search.finest_deg + MODE_DEG, particles.matrices)
+    bring = Learnt.packed(ops, posterior, estimate, statistics)
+    inner = particles.disc.crop(search.last_shell)
+    accumulate(ops, batch, thinned(ops, posterior, uniform, search.most_slices), inner, add)
+    found = bring()  # only now, so that the device has something to do while the host waits
+    residuals.factors[rows] = _residual_factors(particles, found.statistics, half.noise[table.optics_index[index]])
+    residuals.add(table, index, found.statistics, np.isfinite(found.log_evidence))
+    _store_poses(state, batch, found, particles.matrices)
 
 
-def _batches(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+@dataclass(frozen=True)
+class Learnt:
+    """What leaves the device of each image of a batch: float64 on the host, as in `Posterior` and `PoseEstimates`."""
+
+    log_evidence: np.ndarray
+    best_probability: np.ndarray
+    significant: np.ndarray
+    rotations: np.ndarray
+    shifts: np.ndarray
+    spread: np.ndarray
+    statistics: SampleStatistics
+
+    @classmethod
+    def packed(
+        cls, ops: Any, posterior: Posterior, estimate: PoseEstimates, statistics: SampleStatistics
+    ) -> Callable[[], Learnt]:
+        """Put everything into one array on the device; returns what brings it to the host, where the host waits."""
+        pose = (estimate.rotations, estimate.shifts, estimate.spread)
+        sums = (statistics.residual, statistics.cross, statistics.signal)
+        parts = [posterior.log_evidence, posterior.best_probability, posterior.significant, *pose, *sums]
+        flat = [part.reshape(len(part), -1).astype(ops.xp.float64) for part in parts]
+        together = ops.xp.concatenate(flat, axis=1)
+        shapes, ends = [part.shape for part in parts], np.cumsum([part.shape[1] for part in flat])
+
+        def bring() -> Learnt:
+            columns = np.split(ops.to_host(together), ends[:-1], axis=1)
+            values = [column.reshape(shape) for column, shape in zip(columns, shapes, strict=True)]
+            evidence, best, significant, rotations, shifts, spread = values[:6]
+            return cls(evidence, best, significant, rotations, shifts, spread, SampleStatistics(*values[6:]))
+
+        return bring
+
+
+def in_batches(
+    ops: Any,
+    particles: Particles,
+    index: np.ndarray,
+    size: int,
+    work: Callable[[slice, Any], None],
+    *,
+    keeps: bool = True,
+) -> None:
+    """Work on the images ``index`` of the table in batches of ``size``, and of fewer where memory runs out.
+
+    Parameters
+    ----------
+    work
+        Called as work(part, images) with a part of ``index`` and its images. It must have changed nothing when it runs
+        out of memory: it is called again then, with half as many.
+    keeps
+        Whether images that are read may stay on the device.
+
+    Raises
+    ------
+    MemoryError
+        When there is not enough memory for a single image; the message says what to do.
+    """
+    done = 0
+    while done < len(index):
+        size = min(size, len(index) - done)
+        problem = ""
+        try:
+            batches = [index[start : start + size] for start in range(done, len(index), size)]
+            for rows, images in particles.images.batches(batches, keeps=keeps):
+                work(slice(done, done + len(rows)), images)
+                done += len(rows)
+        except Exception as error:
+            if not ops.is_out_of_memory(error):
+                raise
+            problem = str(error) or "out of memory"
+        if problem:  # out here the exception, and with it the arrays that it held on to, is gone
+            images = None
+            ops.release_memory()
+            if size == 1:
+                raise MemoryError(f"{problem}: not enough for one image beside the volumes; end other programs on the "
+                                  "device, raise --memory where it was given, or crop or bin the images")  # fmt: skip
+            size = particles.largest_batch = size // 2
+            particles.tell(f"out of memory: batches of at most {size} images from now on")
 
 
 def _residual_factors(particles: Particles, statistics: SampleStatistics, noise: np.ndarray) -> np.ndarray:
@@ -275,19 +398,16 @@ def _residual_factors(particles: Particles, statistics: SampleStatistics, noise:
     return statistics.residual[:, 1:].sum(axis=1) / expected
 
 
-def _store_poses(
-    state: ParticleState, batch: ImageBatch, posterior: Posterior, mode_deg: float, matrices: np.ndarray
-) -> None:
+def _store_poses(state: ParticleState, batch: ImageBatch, found: Learnt, matrices: np.ndarray) -> None:
     """Write the new poses and qualities; an image without a posterior keeps its pose and is set aside."""
-    estimate, index = estimate_poses(posterior, mode_deg, matrices), batch.index
-    good = np.isfinite(posterior.log_evidence)
+    index, good = batch.index, np.isfinite(found.log_evidence)
     rows = index[good]
-    shifts = batch.centre_px[good] + estimate.shifts[good]
-    state.turned_deg[rows] = symmetric_distance(estimate.rotations[good], state.rotations[rows], matrices)
+    shifts = batch.centre_px[good] + found.shifts[good]
+    state.turned_deg[rows] = symmetric_distance(found.rotations[good], state.rotations[rows], matrices)
     state.moved_px[rows] = np.linalg.norm(shifts - state.shifts_px[rows], axis=1)
-    state.rotations[rows], state.shifts_px[rows] = estimate.rotations[good], shifts
-    state.spread_deg[rows] = estimate.spread[good]
-    state.log_likelihood[rows] = posterior.log_evidence[good]
-    state.best_probability[rows] = posterior.best_probability[good]
-    state.significant[rows] = posterior.significant[good]
+    state.rotations[rows], state.shifts_px[rows] = found.rotations[good], shifts
+    state.spread_deg[rows] = found.spread[good]
+    state.log_likelihood[rows] = found.log_evidence[good]
+    state.best_probability[rows] = found.best_probability[good]
+    state.significant[rows] = found.significant[good]
     state.is_rejected[index[~good]] = True

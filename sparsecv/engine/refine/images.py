@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from sparsecv.engine.physics.ctf import CtfParameters, ctf
+from sparsecv.engine.physics.ctf import CtfParameters, ctf, frequency_powers
 from sparsecv.engine.physics.disc import Disc
 
 
@@ -66,7 +67,7 @@ def transform_images(ops: Any, images: Any, centre_px: np.ndarray, circle: Any, 
     mask = xp.roll(circle, (-(box // 2), -(box // 2)), axis=(0, 1))
     outside = 1 - mask
     background = (moved * outside).sum(axis=(1, 2)) / xp.maximum(outside.sum(), xp.float32(1e-6))
-    flat = xp.asarray(disc.flat)
+    flat = disc.on(xp).flat
     scale = xp.float32(1 / box)
     # take, as x[:, flat] would lay the pixels of different images side by side
     unmasked = ops.rfft2(moved).reshape(len(images), -1).take(flat, axis=1) * scale
@@ -75,11 +76,18 @@ def transform_images(ops: Any, images: Any, centre_px: np.ndarray, circle: Any, 
     return masked.astype(xp.complex64), unmasked.astype(xp.complex64)
 
 
+@lru_cache(maxsize=4)
+def _powers(disc: Disc, pixel_size: float, xp: Any) -> Any:
+    """`frequency_powers` of a disc, uploaded once: they are megabytes, and the same for every batch."""
+    return frequency_powers(disc.kx, disc.ky, disc.box, pixel_size, xp)
+
+
 def ctf_images(
     ops: Any, parameters: CtfParameters, scale: np.ndarray, disc: Disc, pixel_size: float, **options: bool
 ) -> Any:
     """CTF of each image at the disc's pixels times the scale of its group, (I, J) float32."""
-    values = ctf(parameters, disc.kx, disc.ky, disc.box, pixel_size, xp=ops.xp, **options)
+    powers = _powers(disc, pixel_size, ops.xp)
+    values = ctf(parameters, disc.kx, disc.ky, disc.box, pixel_size, xp=ops.xp, powers=powers, **options)
     if np.any(scale != 1):
         values = values * ops.xp.asarray(scale.astype(np.float32))[:, None]
     return values
@@ -88,4 +96,4 @@ def ctf_images(
 def shell_table(ops: Any, table: np.ndarray, rows: np.ndarray, disc: Disc) -> Any:
     """Rows of a (groups, shells) table spread over the disc's pixels, (I, J) float32."""
     xp = ops.xp
-    return xp.asarray(table.astype(np.float32))[xp.asarray(rows)].take(xp.asarray(disc.shell), axis=1)
+    return xp.asarray(table.astype(np.float32))[xp.asarray(rows)].take(disc.on(xp).shell, axis=1)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The maximisation step's sums: backprojection, residuals, scale, and the best pose of each particle."""
+"""The maximisation step's sums: backprojection, residuals, scale, and the best pose of each particle.
+
+Like the expectation step, it runs where the images are, and nothing here makes the host wait for the device.
+"""
 
 from __future__ import annotations
 
@@ -17,37 +20,34 @@ from sparsecv.engine.refine.images import ImageBatch
 from sparsecv.engine.refine.volumes import PADDING
 
 
-def thinned(posterior: Posterior, uniform: np.ndarray, most: int) -> Posterior:
+def thinned(ops: Any, posterior: Posterior, uniform: Any, most: int) -> Posterior:
     """The posterior with at most ``most`` orientations for each image, by systematic sampling.
 
     An image with more orientations keeps those that ``most`` equidistant points of its cumulative posterior hit, each
     with the weight of its hits: no sum is biased, and neighbouring orientations, whose slices are nearly the same
-    anyway, are not all backprojected.
+    anyway, are not all backprojected. The others stay in the list with weight 0, which backprojection passes over:
+    to take them out, the host would have to learn how many they are.
 
     Parameters
     ----------
     uniform
         (I,) numbers in [0, 1): offset of each image's points.
     """
-    owner, count = posterior.owner, len(posterior.shifts)
-    marginal = posterior.weights.sum(axis=1, dtype=np.float64)
-    starts = np.searchsorted(owner, np.arange(count))
-    sizes = np.diff(np.append(starts, len(owner)))
-    if sizes.max() <= most:
-        return posterior
-    cumulative = np.cumsum(marginal)
+    xp, owner = ops.xp, posterior.owner
+    offsets = posterior.offsets(xp)
+    starts, sizes = offsets[:-1], xp.diff(offsets)
+    marginal = posterior.weights.sum(axis=1, dtype=xp.float64)
+    cumulative = xp.cumsum(marginal)
     before = cumulative[starts] - marginal[starts]
-    mass = np.maximum(cumulative[np.append(starts[1:], len(owner)) - 1] - before, 1e-30)
-    scaled = (cumulative - before[owner]) / mass[owner] * most - uniform[owner]
-    reached = np.floor(scaled) + 1  # points hit up to and including this orientation
-    previous = np.concatenate([[0.0], reached[:-1]])
+    mass = xp.maximum(cumulative[offsets[1:] - 1] - before, 1e-30)
+    scaled = (cumulative - before[owner]) / mass[owner] * most - xp.asarray(uniform)[owner]
+    reached = xp.floor(scaled) + 1  # points hit up to and including this orientation
+    previous = xp.concatenate([xp.zeros(1), reached[:-1]])
     previous[starts] = 0
-    hits = np.clip(reached, 0, most) - np.clip(previous, 0, most)
+    hits = xp.clip(reached, 0, most) - xp.clip(previous, 0, most)
     is_large = (sizes > most)[owner]
-    factor = np.where(is_large, hits * mass[owner] / (most * np.maximum(marginal, 1e-30)), 1.0)
-    kept = np.flatnonzero(factor > 0)
-    weights = posterior.weights[kept] * factor[kept, None].astype(np.float32)
-    return replace(posterior, owner=owner[kept], rotations=posterior.rotations[kept], weights=weights)
+    factor = xp.where(is_large, hits * mass[owner] / (most * xp.maximum(marginal, 1e-30)), 1.0)
+    return replace(posterior, weights=posterior.weights * factor[:, None].astype(xp.float32))
 
 
 def accumulate(ops: Any, batch: ImageBatch, posterior: Posterior, disc: Disc, add: Callable[..., None]) -> None:
@@ -60,37 +60,28 @@ def accumulate(ops: Any, batch: ImageBatch, posterior: Posterior, disc: Disc, ad
     add
         Of the accumulator: see :meth:`.Accumulator.adding`.
     """
-    xp, j = ops.xp, len(disc)
+    xp, j, pixels = ops.xp, len(disc), disc.on(ops.xp)
     weight = batch.ctf[:, :j] * batch.inverse_noise[:, :j]
-    kx, ky = xp.asarray(disc.kx), xp.asarray(disc.ky)
-    shifts = xp.asarray(posterior.shifts.astype(np.float32))
-    moved = ops.shift_images(batch.unmasked[:, :j] * weight, shifts, kx, ky, disc.box)
-    add(
-        moved,
-        batch.ctf[:, :j] * weight,
-        xp.asarray(posterior.weights),
-        xp.asarray(posterior.rotations.astype(np.float32)),
-        xp.asarray(posterior.owner),
-        kx,
-        ky,
-        PADDING,
-    )
+    shifts = posterior.shifts.astype(xp.float32)
+    moved = ops.shift_images(batch.unmasked[:, :j] * weight, shifts, pixels.kx, pixels.ky, disc.box)
+    places = posterior.weights, posterior.rotations.astype(xp.float32), posterior.owner
+    add(moved, batch.ctf[:, :j] * weight, *places, pixels.kx, pixels.ky, PADDING)
 
 
 @dataclass
 class SampleStatistics:
-    """Per image and shell, float64 (I, S): of one pose drawn from each image's posterior.
+    """Per image and shell, float64 (I, S) on the device: of one pose drawn from each image's posterior.
 
     ``residual`` = sum |X - C P|^2, ``cross`` = sum Re conj(C P) X, ``signal`` = sum |C P|^2, with the masked image.
     """
 
-    residual: np.ndarray
-    cross: np.ndarray
-    signal: np.ndarray
+    residual: Any
+    cross: Any
+    signal: Any
 
 
 def sample_statistics(
-    ops: Any, volume: Any, batch: ImageBatch, posterior: Posterior, uniform: np.ndarray, disc: Disc, last_shell: int
+    ops: Any, volume: Any, batch: ImageBatch, posterior: Posterior, uniform: Any, disc: Disc, last_shell: int
 ) -> SampleStatistics:
     """Residual and signal power of each image at one pose drawn from its posterior.
 
@@ -107,51 +98,50 @@ def sample_statistics(
         Highest shell of the reference volume.
     """
     xp, inner = ops.xp, disc.crop(last_shell)
-    candidate, shift_index = draw(posterior, uniform)
-    count = len(uniform)
-    shifts = posterior.shifts[np.arange(count), shift_index][:, None, :].astype(np.float32)
-    rotations = xp.asarray(posterior.rotations[candidate].astype(np.float32))
-    predicted = ops.extract_slices(volume, rotations, xp.asarray(inner.kx), xp.asarray(inner.ky), PADDING)
-    predicted = predicted * batch.ctf[:, : len(inner)]
-    moved = ops.shift_images(batch.masked, xp.asarray(shifts), xp.asarray(disc.kx), xp.asarray(disc.ky), disc.box)[:, 0]
-    seen = moved[:, : len(inner)]
-    offsets = xp.asarray(disc.offsets)
+    pixels, all_pixels, j = inner.on(xp), disc.on(xp), len(inner)
+    candidate, shift_index = draw(ops, posterior, uniform)
+    shifts = posterior.shifts[xp.arange(len(candidate)), shift_index][:, None, :].astype(xp.float32)
+    rotations = posterior.rotations[candidate].astype(xp.float32)
+    predicted = ops.extract_slices(volume, rotations, pixels.kx, pixels.ky, PADDING)
+    predicted = predicted * batch.ctf[:, :j]
+    moved = ops.shift_images(batch.masked, shifts, all_pixels.kx, all_pixels.ky, disc.box)[:, 0]
+    seen = moved[:, :j]
     power = moved.real**2 + moved.imag**2
     cross = xp.zeros_like(power)
-    cross[:, : len(inner)] = predicted.real * seen.real + predicted.imag * seen.imag
+    cross[:, :j] = predicted.real * seen.real + predicted.imag * seen.imag
     signal = xp.zeros_like(power)
-    signal[:, : len(inner)] = predicted.real**2 + predicted.imag**2
-    sums = [ops.to_host(ops.sum_disc_shells(values, offsets)) for values in (power, cross, signal)]
+    signal[:, :j] = predicted.real**2 + predicted.imag**2
+    sums = [ops.sum_disc_shells(values, all_pixels.offsets) for values in (power, cross, signal)]
     return SampleStatistics(sums[0] - 2 * sums[1] + sums[2], sums[1], sums[2])
 
 
-def draw(posterior: Posterior, uniform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def draw(ops: Any, posterior: Posterior, uniform: Any) -> tuple[Any, Any]:
     """Candidate and shift index (I,) of one sample from each image's posterior."""
-    n_shifts = posterior.weights.shape[1]
-    cumulative = np.cumsum(posterior.weights.ravel(), dtype=np.float64)
-    starts = np.searchsorted(posterior.owner, np.arange(len(uniform))) * n_shifts
-    before = np.where(starts > 0, cumulative[np.maximum(starts, 1) - 1], 0)
-    ends = np.append(starts[1:], len(cumulative))
+    xp, n_shifts = ops.xp, posterior.weights.shape[1]
+    cumulative = xp.cumsum(posterior.weights.ravel(), dtype=xp.float64)
+    offsets = posterior.offsets(xp).astype(xp.int64) * n_shifts
+    starts, ends = offsets[:-1], offsets[1:]
+    before = xp.where(starts > 0, cumulative[xp.maximum(starts, 1) - 1], 0)
     mass = cumulative[ends - 1] - before
-    chosen = np.searchsorted(cumulative, before + uniform * mass, side="right")
-    chosen = np.clip(chosen, starts, ends - 1)
+    chosen = xp.searchsorted(cumulative, before + xp.asarray(uniform) * mass, side="right")
+    chosen = xp.clip(chosen, starts, ends - 1)
     return chosen // n_shifts, chosen % n_shifts
 
 
 @dataclass
 class PoseEstimates:
-    """Poses of a batch.
+    """Poses of a batch, on the device.
 
     ``rotations`` (I, 3, 3) and ``shifts`` (I, 2) pixels relative to the batch's centre: the posterior's mean within
     its strongest mode. ``spread`` (I,): root mean square rotation about it, degrees.
     """
 
-    rotations: np.ndarray
-    shifts: np.ndarray
-    spread: np.ndarray
+    rotations: Any
+    shifts: Any
+    spread: Any
 
 
-def estimate_poses(posterior: Posterior, mode_radius: float, matrices: np.ndarray) -> PoseEstimates:
+def estimate_poses(ops: Any, posterior: Posterior, mode_radius: float, matrices: np.ndarray) -> PoseEstimates:
     """Mean pose in the neighbourhood of the most probable one.
 
     The mean over the strongest mode has a smaller error than the grid point with the highest probability, which can be
@@ -165,14 +155,13 @@ def estimate_poses(posterior: Posterior, mode_radius: float, matrices: np.ndarra
     matrices
         Point group, (G, 3, 3).
     """
-    owner, count = posterior.owner, len(posterior.shifts)
-    marginal = posterior.weights.sum(axis=1, dtype=np.float64)
-    order = np.lexsort((-marginal, owner))
-    best = order[np.searchsorted(owner[order], np.arange(count))]
-    centre = posterior.rotations[best]
-    near_centre = nearest_equivalents(posterior.rotations, centre[owner], matrices)
-    relative = np.matmul(near_centre, centre[owner].transpose(0, 2, 1))
-    vectors = 0.5 * np.stack(  # sin(angle) x axis: the rotation vector of a small rotation
+    xp, owner = ops.xp, posterior.owner
+    offsets = posterior.offsets(xp)
+    marginal = posterior.weights.sum(axis=1, dtype=xp.float64)
+    centre = posterior.rotations[ops.leaders(marginal, offsets, 1)[:, 0]]
+    near_centre = nearest_equivalents(posterior.rotations, centre[owner], matrices, xp)
+    relative = xp.matmul(near_centre, centre[owner].transpose(0, 2, 1))
+    vectors = 0.5 * xp.stack(  # sin(angle) x axis: the rotation vector of a small rotation
         [
             relative[:, 2, 1] - relative[:, 1, 2],
             relative[:, 0, 2] - relative[:, 2, 0],
@@ -180,13 +169,14 @@ def estimate_poses(posterior: Posterior, mode_radius: float, matrices: np.ndarra
         ],
         axis=1,
     )
-    cosine = (np.trace(relative, axis1=1, axis2=2) - 1) / 2
-    weight = marginal * (cosine > np.cos(np.deg2rad(mode_radius)))
-    total = np.maximum(np.bincount(owner, weight, count), 1e-30)
-    mean = np.stack([np.bincount(owner, weight * vectors[:, k], count) for k in range(3)], axis=1) / total[:, None]
-    square = np.bincount(owner, weight * ((vectors - mean[owner]) ** 2).sum(axis=1), count) / total
-    rotations = np.matmul(rotvec_to_matrix(mean), centre)
-    near = posterior.weights * (weight > 0)[:, None]
-    weighted = [(near * posterior.shifts[owner, :, k]).sum(axis=1, dtype=np.float64) for k in (0, 1)]
-    shifts = np.stack([np.bincount(owner, values, count) for values in weighted], axis=1)
-    return PoseEstimates(rotations, shifts / total[:, None], np.rad2deg(np.sqrt(square)))
+    cosine = (xp.trace(relative, axis1=1, axis2=2) - 1) / 2
+    weight = (marginal * (cosine > np.cos(np.deg2rad(mode_radius))))[:, None]
+    near = posterior.weights * (weight > 0)
+    moved = [(near * posterior.shifts[owner, :, k]).sum(axis=1, dtype=xp.float64)[:, None] for k in (0, 1)]
+    sums = ops.run_sums(xp.concatenate([weight, weight * vectors, *moved], axis=1), offsets)
+    total = xp.maximum(sums[:, :1], 1e-30)
+    mean, shifts = sums[:, 1:4] / total, sums[:, 4:] / total
+    away = ((vectors - mean[owner]) ** 2).sum(axis=1)[:, None]
+    square = (ops.run_sums(weight * away, offsets) / total)[:, 0]
+    rotations = xp.matmul(rotvec_to_matrix(mean, xp), centre)
+    return PoseEstimates(rotations, shifts, xp.rad2deg(xp.sqrt(square)))

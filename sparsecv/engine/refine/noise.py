@@ -12,7 +12,7 @@ import numpy as np
 from sparsecv.engine.ranks import ALONE, Comm
 from sparsecv.engine.ranks.comm import summed
 from sparsecv.engine.refine.expectation import GridBank, SearchPlan, weighted_images
-from sparsecv.engine.refine.half import HalfResult, Particles
+from sparsecv.engine.refine.half import HalfResult, Particles, in_batches
 from sparsecv.engine.refine.state import HalfState, ParticleState
 from sparsecv.engine.refine.volumes import PADDING
 
@@ -41,13 +41,17 @@ def image_power(
     total, counts = np.zeros((len(table.optics), particles.disc.last + 1)), np.zeros(len(table.optics))
     ones = np.ones_like(total)
     own = members[comm.rank * len(members) // comm.size : (comm.rank + 1) * len(members) // comm.size]
-    for start in range(0, len(own), size := particles.batch_size(None, 0)):
-        index = own[start : start + size]
-        batch = particles.batch(ops, index, shifts_px[index], np.ones(len(index)), np.ones(len(index)), ones)
+
+    def add(part: slice, images: Any) -> None:
+        index = own[part]
+        batch = particles.batch(ops, index, shifts_px[index], np.ones(len(index)), np.ones(len(index)), ones, images)
         power = batch.masked.real**2 + batch.masked.imag**2
-        sums = ops.to_host(ops.sum_disc_shells(power, ops.xp.asarray(particles.disc.offsets)))
+        sums = ops.to_host(ops.sum_disc_shells(power, particles.disc.on(ops.xp).offsets))
         np.add.at(total, table.optics_index[index], sums)
         np.add.at(counts, table.optics_index[index], 1)
+
+    # Of several ranks each has other images here than in the search: these need not stay on the device.
+    in_batches(ops, particles, own, particles.batch_size(None, 0), add, keeps=comm.size == 1)
     parts = comm.gathered((total, counts))
     return comm.at_root(lambda: _spectra(particles, *(summed(sums) for sums in zip(*parts, strict=True))))
 
@@ -185,7 +189,7 @@ def grey_scale_at_poses(
     Negative where the reference has the opposite contrast of the images.
     """
     xp, disc = ops.xp, particles.disc.crop(last_shell)
-    kx, ky = xp.asarray(disc.kx), xp.asarray(disc.ky)
+    pixels = disc.on(xp)
     sums = np.zeros(2)
     index = members[:GREY_IMAGES]
     for start in range(0, len(index), size := particles.batch_size(None, 0)):
@@ -194,9 +198,9 @@ def grey_scale_at_poses(
         batch = particles.batch(ops, rows, state.shifts_px[rows], state.norm[rows], scale, half.noise)
         images, ctf2 = weighted_images(batch, len(disc))
         shifts = (state.shifts_px[rows] - batch.centre_px)[:, None, :].astype(np.float32)
-        moved = ops.shift_images(images, xp.asarray(shifts), kx, ky, disc.box)
+        moved = ops.shift_images(images, xp.asarray(shifts), pixels.kx, pixels.ky, disc.box)
         rotations = xp.asarray(state.rotations[rows].astype(np.float32))
         owner = xp.arange(len(rows), dtype=xp.int32)
-        cross, norm = ops.score_candidates(volume, rotations, owner, moved, ctf2, kx, ky, PADDING)
+        cross, norm = ops.score_candidates(volume, rotations, owner, moved, ctf2, pixels.kx, pixels.ky, PADDING)
         sums += _totals(cross, norm)
     return float(sums[0] / sums[1]) if sums[1] > 0 else 1.0

@@ -19,6 +19,7 @@ from sparsecv.engine.ranks import ALONE, Comm
 from sparsecv.engine.ranks.comm import summed
 from sparsecv.engine.refine.half import Particles
 from sparsecv.engine.refine.loop import Refinement
+from sparsecv.engine.refine.memory_plan import MemoryPlan, plan_memory
 from sparsecv.engine.refine.noise import grey_scale_at_poses, image_power
 from sparsecv.engine.refine.regularisers import make_regulariser
 from sparsecv.engine.refine.schedule import LEAST_BAND, Geometry
@@ -73,14 +74,21 @@ def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progre
     support = read_support(settings.mask, table.box, table.pixel_size, round_mask, warn)
     if settings.initial_lowpass > 0:
         reference = low_pass(reference, table.pixel_size, settings.initial_lowpass)
-    particles = Particles.of(kernels, table, geometry, matrices, settings.batch_memory,
-                             intact_first_peak=settings.intact_first_peak, kernel=settings.scatter_kernel)
+    plan = memory_plan_of(settings, kernels, geometry, -(-len(table) // comm.size))
+    particles = Particles.of(kernels, table, geometry, matrices, plan.batch_bytes / 1e6,
+                             intact_first_peak=settings.intact_first_peak, kernel=settings.scatter_kernel,
+                             precision=settings.precision, tell=progress.line)
     progress.line(
         f"{len(table)} particles ({np.count_nonzero(table.halves == 1)} + {np.count_nonzero(table.halves == 2)} in the "
         f"half sets {'given' if given else f'drawn with seed {settings.seed}'}), box {table.box} px of "
         f"{table.pixel_size:g} A, diameter {geometry.diameter:.0f} A, symmetry {settings.symmetry}, "
         f"{'local' if settings.local else 'global'} search"
     )
+    for text in plan.lines:
+        progress.line(text)
+    if plan.warning:
+        warn(plan.warning)
+    particles.images.reserve(plan.resident, plan.kind)
     _check_mtf(table, warn)
     state = _start(settings, kernels, particles, reference * support, comm)
     # A global search finds the grey scale together with the poses, in its first iteration.
@@ -104,6 +112,17 @@ def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progre
         keeps_accumulators=settings.keep_accumulators,
         comm=comm,
     )
+
+
+def memory_plan_of(settings: RefineSettings, kernels: Any, geometry: Geometry, images: int) -> MemoryPlan:
+    """The plan for what was asked, and what is free now; a limit that was asked for is set."""
+    free, total = kernels.free_memory()
+    asked = None if settings.memory is None else settings.memory * 1e9
+    asked_batch = None if settings.batch_memory is None else settings.batch_memory * 1e6
+    if asked is not None:
+        kernels.limit_memory(int(asked))
+    return plan_memory(geometry, images, is_gpu=kernels.name == "cuda", free=free, total=total, asked=asked,
+                       asked_batch=asked_batch)
 
 
 def _check_mtf(table: ParticleTable, warn: Warn) -> None:

@@ -101,6 +101,7 @@ def _backproject(
     kx, ky, flat = disc.kx[order], disc.ky[order], disc.flat[order]
     rows = rows[_by_direction(rotations[rows])]
     accumulator = Accumulator.empty(kernels, table.box, last, particles.kernel)
+    pixels = xp.asarray(kx), xp.asarray(ky)
     size = int(np.clip(particles.batch_bytes / (BYTES_PER_PIXEL * table.box**2), 1, LARGEST_BATCH))
     with accumulator.adding(kernels) as add:
         for start in range(0, len(rows), size):
@@ -108,7 +109,7 @@ def _backproject(
             images, ctf2, good = _weighted(kernels, particles, index, kx, ky, flat, with_ctf)
             add(images, ctf2, xp.asarray(good[:, None].astype(np.float32)),
                 xp.asarray(rotations[index].astype(np.float32)), xp.arange(len(index), dtype=xp.int32),
-                xp.asarray(kx), xp.asarray(ky), PADDING)  # fmt: skip
+                *pixels, PADDING)  # fmt: skip
     return accumulator
 
 

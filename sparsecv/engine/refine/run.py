@@ -49,8 +49,8 @@ from sparsecv.kernels import gpu_problem, ops
 
 # What may differ between a run and its continuation: where it computes, how long it may go on, what it leaves behind.
 FREE_TO_CHANGE = (
-    "output", "threads", "device", "resume", "iterations", "batch_memory", "data_dir", "most_rejected",
-    "keep_accumulators",
+    "output", "threads", "device", "resume", "iterations", "memory", "batch_memory", "precision", "data_dir",
+    "most_rejected", "keep_accumulators",
 )  # fmt: skip
 
 

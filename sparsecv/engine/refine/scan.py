@@ -49,7 +49,8 @@ FROM_STATUS = {  # column -> entry of status.json
     "masked_resolution_05_A": "masked_resolution_05",
 }
 # What may differ between a finished refinement and the one that is asked for: neither changes what it finds.
-MAY_DIFFER = ("output", "threads", "device", "resume", "batch_memory", "data_dir", "keep_accumulators")
+MAY_DIFFER = ("output", "threads", "device", "resume", "memory", "batch_memory", "precision", "data_dir",
+              "keep_accumulators")
 
 Row = dict[str, float | str]
 Say = Callable[[str], None]

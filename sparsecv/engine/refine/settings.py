@@ -15,6 +15,7 @@ from sparsecv.kernels import DEVICES
 from sparsecv.kernels.contract import KERNELS
 
 REGULARISERS = ("wiener", "sparse-tv", "nonuniform")
+PRECISION = ("auto", "fp32")
 STRENGTHS = ("held-out", "noise", "paper")
 SOLVERS = ("splitting", "paper")
 PRESET_NAMES = ("beta-galactosidase", "80s-ribosome", "ha-trimer", "hrd1-hrd3", "tmem16a")
@@ -26,7 +27,8 @@ NU_PRESETS = ("paper",)
 OFFERED_DEVICES = DEVICES[:3]  # the last, the float64 definition, is for tests
 CHOICES = {
     "regulariser": REGULARISERS, "device": DEVICES, "kernel": KERNELS, "strength": STRENGTHS, "solver": SOLVERS,
-    "preset": PRESET_NAMES, "nu_family": NU_FAMILIES, "nu_selection": NU_SELECTIONS, "nu_preset": NU_PRESETS,
+    "precision": PRECISION, "preset": PRESET_NAMES, "nu_family": NU_FAMILIES, "nu_selection": NU_SELECTIONS,
+    "nu_preset": NU_PRESETS,
 }  # fmt: skip
 PATHS = ("particles", "reference", "output", "mask", "data_dir", "half1", "half2", "accumulators", "previous",
          "refine", "mtf")
@@ -57,6 +59,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "bfactor": (-10_000, 10_000),
     "local_window": (4, 512),
     "join_below": (0, 1000),
+    "memory": (0.1, 1e5),
     "batch_memory": (1, 1e6),
     "most_rejected": (0, 100),
     "subset": (0, 2),
@@ -217,7 +220,12 @@ class RefineSettings(RegulariserSettings):
     intact_first_peak: bool = option(False, "no CTF correction up to the first peak", expert=True)
     kernel: str | None = option(None, "backprojection kernel (default: trilinear; gaussian with a preset)",
                                 choices=KERNELS, expert=True)
-    batch_memory: float = option(256.0, "memory for one batch of images, MB", expert=True)
+    memory: float | None = option(None, "memory that may be used, of the GPU where there is one, GB (default: what is "
+                                  "free)", expert=True)
+    batch_memory: float | None = option(None, "memory for one batch of images, MB (default: 256 on the CPU, on a GPU a "
+                                        "quarter of what volumes leave)", expert=True)
+    precision: str = option("auto", "on a GPU: the first level of a global search in bfloat16 where the signal allows "
+                            "it, or in float32", choices=PRECISION, expert=True)
     keep_accumulators: bool = option(False, "keep the sums of the last iteration, for regularise and scan", expert=True)
     most_rejected: float = option(
         1.0, "stop when more than this percentage of particles is set aside; one always may be, unless 0", expert=True

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Scoring with rounded factors: the laws of its error, and that pruning with it loses nothing that matters."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from cuda_host import fake_cupy, host
+from cuda_host.fake_cupy import rounded
+from tiny import PADDING, batch_of, blobs, exact_slices, noise_of, random_rotations
+
+from sparsecv.engine.physics.disc import make_disc
+from sparsecv.engine.refine.expectation import GridBank, find_posterior
+from sparsecv.engine.refine.precision import FULL, MOST_POWER, WIDENING, choose_precision
+from sparsecv.engine.refine.schedule import Draws, Geometry, search_plan
+from sparsecv.engine.refine.state import HalfState
+from sparsecv.engine.refine.volumes import map_to_volume
+from sparsecv.kernels import cpu, cuda, cuda_launch, reference
+
+LAWS = {"bf16": (8, 3.5e-3), "tf32": (11, 4e-4)}  # significant bits, and error of a log-likelihood over ||p||
+
+
+def whitened(pixels: int, power: float, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """References (count, 2 pixels) that have something in common, and images of them with noise of variance 1."""
+    rng = np.random.default_rng(seed)
+    envelope = np.repeat(np.exp(-np.arange(pixels) / pixels * 2), 2)
+    p = (rng.standard_normal(2 * pixels) + rng.standard_normal((count, 2 * pixels))) * envelope
+    p *= np.sqrt(power) / np.linalg.norm(p, axis=1, keepdims=True)
+    return p, p + rng.standard_normal(p.shape)
+
+
+@pytest.mark.parametrize("precision", LAWS)
+@pytest.mark.parametrize(("pixels", "power"), [(1150, 150), (6000, 1000), (12000, 3000), (12000, 1e4)])
+def test_errors_are_within_their_laws(precision: str, pixels: int, power: float) -> None:
+    """Products of rounded factors, as tensor cores make them, against float64; the law is no wild guess either."""
+    bits, law = LAWS[precision]
+    p, x = whitened(pixels, power, 40, seed=1)
+    exact = x @ p.T
+    found = rounded(x.astype(np.float32), bits).astype(float) @ rounded(p.astype(np.float32), bits).T.astype(float)
+    error = (found - exact).std()
+    assert 0.2 * law * np.sqrt(power) < error < 1.1 * law * np.sqrt(power)  # measured: 1.06 at most
+    assert np.abs(found - exact).max() < 5 * law * np.sqrt(power)
+
+
+@pytest.mark.parametrize(("pixels", "power"), [(1150, 150), (12000, 1e4)])
+def test_norm_terms_in_tf32_add_little(pixels: int, power: float) -> None:
+    """sum c |P|^2 / 2 in TF32 errs by less than a third of what the cross terms do in bfloat16."""
+    p, _ = whitened(pixels, power, 40, seed=2)
+    power_of = p[:, ::2] ** 2 + p[:, 1::2] ** 2
+    c = np.random.default_rng(3).uniform(0.2, 1, (20, pixels))
+    exact = c @ power_of.T
+    found = rounded(c.astype(np.float32), 11).astype(float) @ rounded(power_of.astype(np.float32), 11).T.astype(float)
+    assert (found - exact).std() / 2 < LAWS["bf16"][1] * np.sqrt(power) / 3
+
+
+def test_the_widening_covers_the_error() -> None:
+    """Both the best cell and one at the margin may be wrong: four standard deviations of their difference."""
+    assert WIDENING > 4 * np.sqrt(2) * 3.5e-3 * np.sqrt(MOST_POWER)
+
+
+def test_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    for ops in (cpu, reference):
+        assert choose_precision(ops, "auto", 1.0) is FULL
+    with fake_cupy.installed():
+        assert choose_precision(cuda, "fp32", 1.0) is FULL
+        weak, strong, broken = (choose_precision(cuda, "auto", power) for power in (9e3, 1.1e4, np.nan))
+        assert (weak.cross, weak.norm, weak.widening) == ("bf16", "tf32", WIDENING)
+        for exact in (strong, broken):
+            assert (exact.cross, exact.norm, exact.widening) == ("fp32", "fp32", 0)
+            assert "float32" in exact.reason
+        monkeypatch.setattr(fake_cupy.Device, "compute_capability", "75")  # no bfloat16
+        assert choose_precision(cuda, "auto", 1.0) is FULL
+
+
+@pytest.mark.parametrize("part", [0.01, 0.1, 0.98])
+def test_pruning_in_bfloat16_keeps_all_that_matters(part: float) -> None:
+    """At several parts of the largest power allowed: what has a posterior in float32 has the same with bfloat16."""
+    if host.compiler() is None:
+        pytest.skip("g++ is not installed")
+    box, count, pixel_size = 32, 12, 4.0
+    density, disc = blobs(box), make_disc(box, 10)
+    truth = random_rotations(count, seed=7)
+    images = exact_slices(density, truth, disc)
+    geometry = Geometry(box, pixel_size, 0.8 * box * pixel_size)
+    volume = map_to_volume(cpu, density, disc.last)
+    half = HalfState(density, np.ones((1, 16)), np.ones(1), 2.0, 2.0, 5.0)
+    plan = search_plan(geometry, 10, half, np.eye(3)[None], Draws.of(1, 1, count), "global")
+    power = GridBank(cpu, volume, plan, disc, PADDING).signal_power(cpu, half.noise, half.scale)
+    sigma2 = power / (part * MOST_POWER)
+    batch = batch_of(images + noise_of(images.shape, sigma2), sigma2)
+    cuda_launch.compiled.cache_clear()
+    with fake_cupy.installed():
+        on_device = (cuda.xp.asarray(a) for a in (batch.masked, batch.unmasked, batch.ctf, batch.inverse_noise))
+        batch = type(batch)(batch.index, batch.centre_px, *on_device)
+        reference_volume = cuda.xp.asarray(volume)
+        bank = GridBank(cuda, reference_volume, plan, disc, PADDING)
+        rough = choose_precision(cuda, "auto", bank.signal_power(cuda, sigma2 * half.noise, half.scale))
+        assert rough.cross == "bf16"
+        exact, found = (
+            find_posterior(cuda, reference_volume, batch, plan, disc, PADDING, truth, np.zeros((count, 2)), bank, one)
+            for one in (FULL, rough)
+        )
+        lists = []
+        for one in (exact, found):
+            owner, rotations, weights = (cuda.to_host(a) for a in (one.owner, one.rotations, one.weights))
+            named = zip(owner.tolist(), rotations.round(9), weights, strict=True)
+            lists.append({(image, rotation.tobytes()): weight for image, rotation, weight in named})
+        gained = cuda.to_host(found.log_evidence - exact.log_evidence)
+    cuda_launch.compiled.cache_clear()
+    assert gained.min() > -0.01  # nats
+    assert len(lists[0]) > (2 * count if part < 0.1 else count - 1)
+    for name, weight in lists[0].items():
+        if weight.sum() > 0.004:  # the margin of the last level
+            # the likelihood of the sample; beside it more may have been kept than in float32
+            assert lists[1][name].sum() == pytest.approx(weight.sum() * np.exp(-gained[name[0]]), abs=0.01)
