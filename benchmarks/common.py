@@ -130,6 +130,20 @@ def read_usage(path: Path) -> Usage:
     return Usage(found["cpu_s"], found["wall_s"], found["peak_mb"])
 
 
+def launcher() -> str:
+    """The ``mpiexec`` of this environment's MPI, or the system's."""
+    found = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpirun")
+    if found is None:
+        raise SystemExit("no MPI: install the extra mpi")
+    return found
+
+
+def unbound() -> None:
+    """Keep the launcher from binding processes to cores: one that binds each to a core, and one of two threads to none,
+    would compare the launchers."""
+    os.environ |= {"HYDRA_BINDING": "none", "OMPI_MCA_hwloc_base_binding_policy": "none"}
+
+
 def has(program: str) -> bool:
     """Whether a peer is installed; says so where it is not."""
     if shutil.which(program):
