@@ -19,7 +19,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-RESULTS = HERE / "results"
+RESULTS = Path(os.environ.get("SPARSECV_RESULTS", HERE / "results"))
 PACKAGES = ("numpy", "scipy", "numba", "finufft", "gemmi", "mrcfile")
 METER = str(HERE / "meter.py")
 sys.path.insert(0, str(ROOT))  # benchmarks measure this checkout, whatever is installed
@@ -182,7 +182,7 @@ def table(name: str, header: Sequence[str], rows: Sequence[Sequence[object]]) ->
     lines = [f"| {' | '.join(row)} |" for row in padded]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     drawn = "\n".join(lines)
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.md").write_text(drawn + "\n")
     print(f"\n{drawn}\n", flush=True)
 
@@ -195,7 +195,7 @@ def _cell(value: object) -> str:
 
 def save(name: str, figures: dict[str, Any]) -> None:
     """Write the figures with machine and versions to ``benchmarks/results/NAME.json``."""
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **figures}, indent=1, default=_plain) + "\n")
     print(f"written: {path}")

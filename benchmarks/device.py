@@ -7,7 +7,6 @@ Everything here also works on the CPU, so that the scripts can be tried where th
 from __future__ import annotations
 
 import argparse
-import ctypes
 import resource
 import statistics
 import sys
@@ -17,11 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import common
 import numba
 import numpy as np
 from common import HERE, machine
 
-from sparsecv.engine.threads import use_threads
+from sparsecv.engine.threads import keep_freed_memory, use_threads
 from sparsecv.kernels import ops as kernels_of
 
 # Additions to floats in memory that many threads share. In rows: neighbouring threads have neighbouring floats, which
@@ -83,6 +83,7 @@ class Device:
     def __init__(self, name: str, threads: int = 1) -> None:
         self.ops: Any = kernels_of(name)
         self.is_gpu = self.ops.name == "cuda"
+        keep_freed_memory()  # as a refinement does: new pages from the system cost more than what is done with them
         self.threads = use_threads(threads) if not self.is_gpu else use_threads(0)
 
     @property
@@ -196,9 +197,16 @@ def _add(sums, count, is_spread):
 
 
 def parse(
-    description: str | None, arguments: Sequence[str] | None, *more: tuple[str, dict[str, Any]]
+    description: str | None,
+    arguments: Sequence[str] | None,
+    *more: tuple[str, dict[str, Any]],
+    is_of_gpu: bool = True,
 ) -> argparse.Namespace:
-    """Options that the GPU benchmarks have in common, and ``more``; ``device`` is opened, the work folder made."""
+    """Options that the GPU benchmarks have in common, and ``more``; ``device`` is opened, the work folder made.
+
+    Tables of tiny runs, and those of benchmarks of a GPU that run on the CPU (unless not ``is_of_gpu``), go to folders
+    of their own: `document.py` must not take them for figures.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("auto", "gpu", "cpu"), default="auto",
                         help="default: a GPU if there is one")  # fmt: skip
@@ -208,17 +216,12 @@ def parse(
     for name, options in more:
         parser.add_argument(name, **options)
     given = parser.parse_args(arguments)
-    given.work.mkdir(parents=True, exist_ok=True)
     try:
         given.device = Device(given.device, given.threads)
     except RuntimeError as error:
         sys.exit(f"not run: {error}")
+    apart = "tiny" if given.tiny else "cpu" if is_of_gpu and not given.device.is_gpu else ""
+    common.RESULTS /= apart
+    given.work = given.work / apart
+    given.work.mkdir(parents=True, exist_ok=True)
     return given
-
-
-def trim_host() -> None:
-    """Return freed memory of the host to the system, where the C library can."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):
-        return

@@ -20,7 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import HERE, RESULTS, ROOT, clean_environment, save, table
+import common
+from common import HERE, ROOT, clean_environment, save, table
 from device import parse
 
 PARTS = {  # seconds that each may take on a GPU
@@ -79,22 +80,23 @@ def figures(name: str, found: dict[str, Any]) -> list[tuple[str, str]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run all parts, and print."""
-    given = parse(__doc__, arguments,
-                  ("--parts", {"nargs": "+", "default": list(PARTS), "choices": list(PARTS)}),
+    given = parse(__doc__, arguments, ("--parts", {"nargs": "+", "default": list(PARTS), "choices": list(PARTS)}),
                   ("--limit-factor", {"type": float, "default": 1.0, "help": "of all time limits"}))  # fmt: skip
     device = given.device
     name, is_gpu = device.name, device.is_gpu
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    results = common.RESULTS
+    results.mkdir(parents=True, exist_ok=True)
     rows: list[list[object]] = []
     for part in given.parts:
         limit = (TINY_SECONDS if given.tiny else PARTS[part]) * given.limit_factor
-        words = ["--device", "gpu" if is_gpu else "cpu", "--threads", str(given.threads), "--work", str(given.work)]
+        work = given.work if is_gpu and not given.tiny else given.work.parent  # parts have a folder apart as we have
+        words = ["--device", "gpu" if is_gpu else "cpu", "--threads", str(given.threads), "--work", str(work)]
         words += ["--tiny"] if given.tiny else []
         words += ["--limit", str(BEGIN_PART * limit)] if part == "gpu_iterations" else []
-        kept = RESULTS / f"{part}.json"
+        kept = results / f"{part}.json"
         kept.unlink(missing_ok=True)  # of an earlier run
         print(f"{part}, at most {limit:.0f} s ...", flush=True)
-        state, spent = run_part(part, words, limit, RESULTS)
+        state, spent = run_part(part, words, limit, results)
         rows.append([part, "all of it", f"{spent:.0f} s", state])
         if kept.is_file():
             rows += [[part, what, figure, ""] for what, figure in figures(part, json.loads(kept.read_text()))]

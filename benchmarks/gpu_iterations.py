@@ -18,7 +18,7 @@ from dataclasses import asdict
 from typing import Any
 
 from common import save, table
-from device import Device, parse, trim_host
+from device import Device, parse
 from stages import NAMES, Spent, iterate, refinement_of
 from synthetic import Specimen
 
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device: Device = given.device
     boxes, counts, views = given.boxes, given.particles, VIEWS
     if given.tiny:
-        boxes, counts, views = [72], [40], 8
+        boxes, counts, views = [48], [24], 8
     readers = given.readers if device.is_gpu else 1
     started, rows, kept = time.perf_counter(), [], []
     for box in boxes:
@@ -89,7 +89,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 kept.append({"box": box, "particles": particles, "stage": stage, "band": row[4], **asdict(spent)})
                 save("gpu_iterations", {"device": device.name, "readers": readers, "rows": kept})
                 device.forget()
-                trim_host()
     print(f"{device.name}; seconds by stage, and of the host for putting images together")
     table("gpu_iterations", HEADER, rows)
 

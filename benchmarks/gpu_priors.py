@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import work
 from common import save, table
-from device import Device, ceilings, parse, trim_host
+from device import Device, ceilings, parse
 from synthetic import BFACTOR, DIAMETER, LENGTH
 
 from sparsecv.engine.physics.masks import sphere
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                   ("--priors", {"nargs": "+", "default": list(REGULARISERS), "choices": list(REGULARISERS)}),
                   ("--repeats", {"type": int, "default": 3}))  # fmt: skip
     device: Device = given.device
-    boxes, repeats = ([64], 1) if given.tiny else (given.boxes, given.repeats)
+    boxes, repeats = ([48], 1) if given.tiny else (given.boxes, given.repeats)
     bandwidth = ceilings(device, is_tiny=given.tiny).bandwidth
     rows = []
     for box in boxes:
@@ -131,7 +131,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             save("gpu_priors", {"device": device.name, "bandwidth": bandwidth, "rows": rows})
         del evidence
         device.forget()
-        trim_host()
     print(device.name)
     table("gpu_priors", HEADER, rows)
 

@@ -72,12 +72,15 @@ class Watch:
     marks: list[tuple[str, Any, Any]] = field(default_factory=list)
     counts: dict[str, float] = field(default_factory=dict)
     later: list[tuple[str, Any, float]] = field(default_factory=list)  # counts that are still on the device
+    level: int = 0  # of the search that goes on; the exhaustive one has no candidates
 
     def wrapped(self, stage: str, function: Any) -> Any:
         """The function with marks around it, and with what can be counted from its arguments."""
 
         @functools.wraps(function)
         def run(*arguments: Any, **options: Any) -> Any:
+            if stage == "candidates":
+                self.level = 0
             first = self.device.mark()
             found = function(*arguments, **options)
             self.marks.append((stage, first, self.device.mark()))
@@ -95,7 +98,8 @@ class Watch:
             candidates, pixels, count = len(owner), len(disc), shifts.shape[1]
             self.add(gathered=candidates * pixels, scored=candidates * pixels * count, samples=candidates * count,
                      moved=len(batch.index) * pixels * count, candidates=candidates)  # fmt: skip
-            self.add(**{f"candidates at {disc.last}": candidates})
+            self.add(**{f"candidates {self.level}": candidates})
+            self.level += 1
             return function(*arguments)
 
         return run
