@@ -16,7 +16,7 @@ from typing import Any
 import mrcfile
 import numpy as np
 from scipy.spatial.transform import Rotation
-from synthetic import BFACTOR, DIAMETER, LENGTH, NOISE, PER_MICROGRAPH, POWER, optics, pictures
+from synthetic import DIAMETER, LENGTH, NOISE, PER_MICROGRAPH, POWER, optics, phantom, pictures
 
 from sparsecv.engine.io.mrc import write_map
 from sparsecv.engine.io.star import StarFile
@@ -24,8 +24,6 @@ from sparsecv.engine.physics.ctf import CtfParameters
 from sparsecv.engine.physics.fourier import low_pass
 from sparsecv.engine.physics.geometry import matrix_to_euler
 from sparsecv.engine.refine.schedule import Geometry
-from sparsecv.engine.simulate.phantom import membrane_protein
-from sparsecv.engine.simulate.potential import potential_map
 
 PER_STACK = 1000
 LARGEST_MOVE = 3  # pixels, whole ones, so that images are moved by rolling
@@ -66,7 +64,7 @@ def data_set(ops: Any, work: Path, box: int, particles: int, *, threads: int = 1
 
 def _write(ops: Any, folder: Path, box: int, rotations: np.ndarray, threads: int, seed: int) -> None:
     geometry, count = Geometry(box, LENGTH / box, DIAMETER), len(rotations)
-    density = potential_map(membrane_protein(1)[0], box, geometry.pixel_size, BFACTOR)
+    density = phantom(box)
     parameters = optics(-(-count // PER_MICROGRAPH), seed)[np.arange(count) // PER_MICROGRAPH]
     few = np.arange(min(count, 64))
     sample = np.concatenate(list(pictures(ops, density, geometry, rotations[few], parameters[few])))

@@ -26,7 +26,7 @@ from device import parse
 
 PARTS = {  # seconds that each may take on a GPU
     "gpu_kernels": 300.0,
-    "gpu_priors": 300.0,
+    "gpu_priors": 600.0,
     "gpu_refinement": 1200.0,
     "gpu_iterations": 3600.0,
     "gpu_ranks": 1800.0,

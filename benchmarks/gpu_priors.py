@@ -20,14 +20,12 @@ import numpy as np
 import work
 from common import save, table
 from device import Device, ceilings, parse
-from synthetic import BFACTOR, DIAMETER, LENGTH
+from synthetic import DIAMETER, LENGTH, phantom
 
 from sparsecv.engine.physics.masks import sphere
 from sparsecv.engine.refine.regularisers import Evidence, make_regulariser
 from sparsecv.engine.refine.settings import REGULARISERS, RegulariserSettings
 from sparsecv.engine.refine.volumes import Accumulator, map_to_volume
-from sparsecv.engine.simulate.phantom import membrane_protein
-from sparsecv.engine.simulate.potential import potential_map
 
 HEADER = ("box", "prior", "s", "transforms", "kernels", "GB", "floor s", "x floor", "peak GB")
 WEIGHT, FALL = 1e4, 0.25  # of the first shell, and the shell (of Nyquist) where it has fallen to half of that
@@ -37,8 +35,7 @@ NOISY = 3.0  # noise over signal in the last shell
 def evidence_of(ops: Any, box: int) -> Evidence:
     """Sums of two quarters of a half set, and what else a regulariser is given."""
     xp, pixel_size = ops.xp, LENGTH / box
-    atoms, _ = membrane_protein(1)
-    density = potential_map(atoms, box, pixel_size, BFACTOR)
+    density = phantom(box)
     last = (box - 1) // 2
     volume = map_to_volume(ops, xp.asarray(density), last)
     c = volume.shape[2] - 1

@@ -2,13 +2,15 @@
 """What a refinement costs, by formulas: time and memory against particles, box, resolution and GPUs.
 
     python benchmarks/scaling.py --measure     fits the rates of one CPU thread, and checks them at other sizes
+    python benchmarks/scaling.py --far         checks them once more, at 256 px
     python benchmarks/scaling.py --refit       fits them anew to the measurements that are kept with them
     python benchmarks/scaling.py               prints the model from benchmarks/rates_cpu.json and the data sheets
 
 The counts of an iteration (`Counts`) come from the engine's own schedule and memory plan; how many cells survive a
 level, and how many orientations are backprojected, depend on the data and are measured. A stage's time on the CPU is a
-sum of counts times rates, fitted to three sizes. On a GPU there are only floors yet: what each kernel must do at least
-(`work.py`) over the ceilings of a data sheet. docs/scaling.md says what follows.
+sum of counts times rates, fitted to three sizes for the check, and to all that was measured for what follows. On a GPU
+there are only floors yet: what each kernel must do at least (`work.py`) over the ceilings of a data sheet.
+docs/scaling.md says what follows.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from sparsecv.engine.refine.volumes import PADDING, half_width
 RATES = HERE / "rates_cpu.json"
 FITTED = ((500, 64), (1000, 96), (2000, 128))  # particles, box
 CHECKED = ((900, 88), (1200, 104), (600, 160))
+FAR = ((200, 256),)  # far beyond what was fitted
 STAGES = ("global", "fine")
 PARTS = {"global": 0.35, "fine": 0.8}  # band over Nyquist of the measurements
 LOCAL_SIGMA = 1.2  # degrees
@@ -161,14 +164,14 @@ def terms(problem: Problem, occupancy: Occupancy) -> dict[str, dict[str, float]]
         # the larger a volume, the farther it is from the processor's caches
         "candidates": {
             "gathered": gathered,
-            "far": gathered * np.log2(counts.voxels),
+            "far": gathered * np.cbrt(counts.voxels),
             "scored": n * sum(level.candidates * level.pixels * level.shifts for level in counts.levels),
             "samples": n * sum(level.candidates * level.shifts for level in counts.levels),
             "moved": n * sum(level.shifts * level.pixels for level in counts.levels),
         },
         "poses": {"candidates": n * last.candidates, "images": n},
         "statistics": {"pixels": n * counts.pixels, "slices": n * counts.deposited},
-        "deposit": {"deposited": deposited, "far": deposited * np.log2(counts.voxels),
+        "deposit": {"deposited": deposited, "far": deposited * np.cbrt(counts.voxels), "voxels": 4 * counts.voxels,
                     "moved": n * last.shifts * counts.deposited},
         "sums": {"voxels": 4 * counts.voxels * counts.coset},
         "maps": {"transform": 2 * transform, "voxels": 4 * counts.voxels},
@@ -384,23 +387,31 @@ def load() -> tuple[Rates, dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure if asked, and print the model."""
     given = parse(__doc__, arguments, ("--measure", {"action": "store_true", "help": "fit the rates anew, on the CPU"}),
+                  ("--far", {"action": "store_true", "help": "check them far beyond the sizes fitted, at 256 px"}),
                   ("--refit", {"action": "store_true", "help": "fit them anew to the measurements kept"}),
                   ("--repeats", {"type": int, "default": 4}), is_of_gpu=False)  # fmt: skip
     if given.measure:
         device = given.device
         fitted, others = (((40, 48),), ((50, 56),)) if given.tiny else (FITTED, CHECKED)
         repeats = 1 if given.tiny else given.repeats
-        name, cases, more = device.name, measure(device, fitted, repeats), measure(device, others, repeats)
-    elif given.refit:
+        name, cases = device.name, measure(device, fitted, repeats)
+        more, far = measure(device, others, repeats), []
+    elif given.refit or given.far:
         kept = json.loads(RATES.read_text())
         name, whole = kept["device"], [case_of(one) for one in kept["measured"]]
-        cases, more = whole[: 2 * len(FITTED)], whole[2 * len(FITTED) :]
-    if given.measure or given.refit:
+        ends = 2 * len(FITTED), 2 * (len(FITTED) + len(CHECKED))
+        cases, more, far = whole[: ends[0]], whole[ends[0] : ends[1]], whole[ends[1] :]
+        if given.far:
+            far = measure(given.device, FAR, given.repeats)
+    if given.measure or given.refit or given.far:
         rates = fit(cases, name)
-        rows = checked(rates, cases, "fitted") + checked(rates, more, "predicted")
+        rows = [row for kind, some in (("fitted", cases), ("predicted", more), ("far", far))
+                for row in checked(rates, some, kind)]  # fmt: skip
+        rates = fit([*cases, *more, *far], name)  # what is predicted rests on all
+        rows += checked(rates, far, "all fitted")
         header = ("", "particles", "box", "stage", "band", "measured s", "model s", "ratio", "of the largest stages")
         table("scaling_check", header, rows)
-        raw = [{"problem": asdict(problem), "spent": asdict(spent)} for problem, spent in (*cases, *more)]
+        raw = [{"problem": asdict(problem), "spent": asdict(spent)} for problem, spent in (*cases, *more, *far)]
         kept = asdict(rates) | {"machine": machine(), "check": rows, "measured": raw}
         save("scaling_check", kept)
         if not given.tiny:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,11 @@ from sparsecv.engine.refine.schedule import Geometry
 from sparsecv.engine.refine.volumes import PADDING, map_to_volume
 from sparsecv.engine.simulate.phantom import membrane_protein
 from sparsecv.engine.simulate.potential import potential_map
+from sparsecv.engine.threads import available_cores
 
 LENGTH = 270.0  # A, side of the box
 DIAMETER = 150.0  # A; the phantom, 95 kDa, is 120 A long
-BFACTOR = 60.0  # A^2
+BFACTOR = 80.0  # A^2, of all atoms
 POWER = 1000.0  # sum of C^2 |P|^2 / sigma^2 over the pixels, which decides how sharp posteriors are
 NOISE = 0.5  # sigma^2 per real component of a transform divided by the box, of white noise of variance 1
 PER_MICROGRAPH = 100
@@ -67,8 +68,7 @@ class Specimen:
     def of(cls, ops: Any, box: int, views: int, seed: int = 1) -> Specimen:
         """The phantom in a box of 270 A, seen at random."""
         geometry = Geometry(box, LENGTH / box, DIAMETER)
-        atoms, _ = membrane_protein(1)
-        density = potential_map(atoms, box, geometry.pixel_size, BFACTOR)
+        density = phantom(box)
         rotations = Rotation.random(views, random_state=seed).as_matrix()
         parameters = optics(views, seed)
         few = min(views, 64)
@@ -78,6 +78,16 @@ class Specimen:
         density *= np.float32(np.sqrt(POWER / power))
         seen = np.concatenate(list(pictures(ops, density, geometry, rotations, parameters)))
         return cls(density, geometry, rotations, parameters, seen)
+
+
+def phantom(box: int) -> np.ndarray:
+    """The phantom (box, box, box), float32, in a box of 270 A.
+
+    All of its atoms are carbon with one B-factor: a transform for each element and B-factor takes minutes at 256 px.
+    """
+    atoms, _ = membrane_protein(1)
+    alike = replace(atoms, elements=np.full(len(atoms), "C"), b_factors=np.zeros(len(atoms)))
+    return potential_map(alike, box, LENGTH / box, BFACTOR, threads=available_cores())
 
 
 def optics(count: int, seed: int) -> CtfParameters:
