@@ -87,7 +87,7 @@ def phantom(box: int) -> np.ndarray:
     """
     atoms, _ = membrane_protein(1)
     alike = replace(atoms, elements=np.full(len(atoms), "C"), b_factors=np.zeros(len(atoms)))
-    return potential_map(alike, box, LENGTH / box, BFACTOR, threads=available_cores())
+    return potential_map(alike, box, LENGTH / box, BFACTOR, threads=max(1, available_cores() // 2))
 
 
 def optics(count: int, seed: int) -> CtfParameters:

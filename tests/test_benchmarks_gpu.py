@@ -138,16 +138,16 @@ def test_every_kernel_is_measured(results: Path) -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("script", ["gpu_kernels", "gpu_iterations"])
+@pytest.mark.parametrize(("script", "words"), [("gpu_kernels", []), ("gpu_iterations", ["--stages", "global"])])
 def test_script_runs_on_a_stand_in_for_a_gpu(
-    script: str, results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: str, words: list[str], results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = importlib.import_module("device")
     with fake_cupy.installed():
         monkeypatch.setattr("sparsecv.kernels.gpu_problem", lambda: None)
         monkeypatch.setattr(device.Device, "between", lambda self, first, last: 1e-3)  # the stand-in has no clock
         monkeypatch.setattr(device.Device, "name", "stand-in")
-        importlib.import_module(script).main(["--device", "gpu", "--tiny", "--work", str(tmp_path / "made")])
+        importlib.import_module(script).main(["--device", "gpu", "--tiny", "--work", str(tmp_path / "made"), *words])
     cuda_launch.compiled.cache_clear()
     assert (results / f"{script}.md").is_file()
 
