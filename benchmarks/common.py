@@ -19,7 +19,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-RESULTS = HERE / "results"
+RESULTS = Path(os.environ.get("SPARSECV_RESULTS", HERE / "results"))
 PACKAGES = ("numpy", "scipy", "numba", "finufft", "gemmi", "mrcfile")
 METER = str(HERE / "meter.py")
 sys.path.insert(0, str(ROOT))  # benchmarks measure this checkout, whatever is installed
@@ -130,6 +130,20 @@ def read_usage(path: Path) -> Usage:
     return Usage(found["cpu_s"], found["wall_s"], found["peak_mb"])
 
 
+def launcher() -> str:
+    """The ``mpiexec`` of this environment's MPI, or the system's."""
+    found = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpirun")
+    if found is None:
+        raise SystemExit("no MPI: install the extra mpi")
+    return found
+
+
+def unbound() -> None:
+    """Keep the launcher from binding processes to cores: one that binds each to a core, and one of two threads to none,
+    would compare the launchers."""
+    os.environ |= {"HYDRA_BINDING": "none", "OMPI_MCA_hwloc_base_binding_policy": "none"}
+
+
 def has(program: str) -> bool:
     """Whether a peer is installed; says so where it is not."""
     if shutil.which(program):
@@ -168,7 +182,7 @@ def table(name: str, header: Sequence[str], rows: Sequence[Sequence[object]]) ->
     lines = [f"| {' | '.join(row)} |" for row in padded]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     drawn = "\n".join(lines)
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{name}.md").write_text(drawn + "\n")
     print(f"\n{drawn}\n", flush=True)
 
@@ -181,7 +195,7 @@ def _cell(value: object) -> str:
 
 def save(name: str, figures: dict[str, Any]) -> None:
     """Write the figures with machine and versions to ``benchmarks/results/NAME.json``."""
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"machine": machine(), **figures}, indent=1, default=_plain) + "\n")
     print(f"written: {path}")

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Put the tables that the benchmarks have printed into docs/benchmarks.md.
+"""Put the tables that the benchmarks have printed into docs/benchmarks.md and docs/scaling.md.
 
     python benchmarks/document.py
 
-A table named in the page by ``<!-- NAME -->`` replaces what stands between that line and ``<!-- end -->``, where
+A table named in a page by ``<!-- NAME -->`` replaces what stands between that line and ``<!-- end -->``, where
 ``benchmarks/results/NAME.md`` exists.
 """
 
@@ -13,7 +13,7 @@ import re
 
 from common import RESULTS, ROOT
 
-PAGE = ROOT / "docs" / "benchmarks.md"
+PAGES = ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "scaling.md"
 PLACE = re.compile(r"<!-- (\w+) -->\n.*?<!-- end -->\n", re.DOTALL)
 
 
@@ -27,8 +27,9 @@ def fill(match: re.Match[str]) -> str:
 
 
 def main() -> None:
-    """Rewrite the page."""
-    PAGE.write_text(PLACE.sub(fill, PAGE.read_text()))
+    """Rewrite the pages."""
+    for page in PAGES:
+        page.write_text(PLACE.sub(fill, page.read_text()))
 
 
 if __name__ == "__main__":

@@ -9,13 +9,11 @@ with fewer than three cores the row of three processes says nothing about time.
 
 from __future__ import annotations
 
-import os
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
-from common import Bench, Usage, parse, save, table
+from common import Bench, Usage, launcher, parse, save, table, unbound
 from refine_peers import HALVES, TASKS
 
 from sparsecv.engine.io.mrc import read_map
@@ -24,14 +22,6 @@ WAYS = {"1 x 2 threads": (1, 2), "2 x 1 thread": (2, 1), "3 x 1 thread": (3, 1)}
 ALONE = (1, 1)  # what maps are compared with: with two threads, too, parts of sums are added up in another order
 HEADER = ("set", "processes", "wall s", "of 1 x 2", "CPU s", "map", "half maps")
 MAP = "run_class001.mrc"
-
-
-def launcher() -> str:
-    """The ``mpiexec`` of this environment's MPI, or the system's."""
-    found = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpirun")
-    if found is None:
-        raise SystemExit("no MPI: install the extra mpi")
-    return found
 
 
 def refined(bench: Bench, name: str, way: tuple[int, int], prior: str) -> tuple[Path, Usage]:
@@ -61,8 +51,7 @@ def main() -> None:
         ("--repeats", {"type": int, "default": 3}),
         ("--regulariser", {"default": "wiener"}),
     )  # fmt: skip
-    # a launcher that binds each process to a core, and one of two threads to none, would compare the launchers
-    os.environ |= {"HYDRA_BINDING": "none", "OMPI_MCA_hwloc_base_binding_policy": "none"}
+    unbound()
     bench.warm_up()
     rows, kept = [], {}
     for name in given.sets:
