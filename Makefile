@@ -38,7 +38,7 @@ demo: environment
 test: test-engine test-plugin
 
 test-engine: environment-dev
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGUMENTS)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGUMENTS)
 
 # each Python has an environment of its own; the plugin starts the engine of $(VENV)
 test-plugin: environment-dev

@@ -203,7 +203,7 @@ def test_assumptions_are_said(project):
         ("rlnImageName", 3, "6@./a.mrcs", ["the same image as in row 1"]),
         ("rlnImageName", 3, "6@gone.mrcs", ["row 4", "1 of 3 stacks are missing", "tried ", "--data-dir"]),
         ("rlnImageName", 3, "1@/dev/zero", ["row 4", "is a device"]),
-        ("rlnImageName", 3, "1@../../../../etc/passwd", ["row 4", "cannot be used"]),
+        ("rlnImageName", 3, "1@../../../../../../../../../etc/passwd", ["row 4", "cannot be used"]),
         ("rlnOpticsGroup", 3, 5, ["row 4", "no such optics group", "groups are 3, 7"]),
         ("rlnTomoName", 0, 1, ["tomography particles", "column rlnTomoName"]),
     ],
