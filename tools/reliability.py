@@ -35,7 +35,8 @@ What happens when things go wrong, counted by tests that make them go wrong. Eve
 reliability`, from what `tests/faults` and `tests/badinputs` have counted; `make test` runs a short version of each. The
 last time was {date}, on {cores} cores, Python {python}.
 
-**Faults injected: {injected}, survived: {survived}. Bad inputs tried: {tried}, answered as they should be: {answered}.**
+**Faults injected: {injected}, survived: {survived}.**
+**Bad inputs tried: {tried}, answered as they should be: {answered}.**
 
 ## Faults
 
