@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -78,12 +78,21 @@ def particles(path: Path) -> object:
 
 
 def picture(path: Path) -> object:
-    """Pixels of a PNG, whose chunks have checksums."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with Image.open(path) as image:
-            image.load()
-            return image.size, image.tobytes()
+    """Pixels of a PNG, by the checksums of its chunks, as strict readers have them."""
+    raw, place = path.read_bytes(), 8
+    if raw[:8] != b"\x89PNG\r\n\x1a\n":
+        raise InputError("noticed")
+    while place < len(raw):
+        length = int.from_bytes(raw[place : place + 4], "big")
+        chunk, checksum = raw[place + 4 : place + 8 + length], raw[place + 8 + length : place + 12 + length]
+        if zlib.crc32(chunk).to_bytes(4, "big") != checksum:
+            raise InputError("noticed")
+        place += 12 + length
+    if chunk[:4] != b"IEND":
+        raise InputError("noticed")
+    with Image.open(path) as image:
+        image.load()
+        return image.size, image.tobytes()
 
 
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
