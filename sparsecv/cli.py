@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import io
 import os
 import signal
 import sys
@@ -23,7 +24,7 @@ from typing import Any, NoReturn
 
 from sparsecv import __version__
 from sparsecv.engine.commands import DeviceError
-from sparsecv.engine.errors import InputError, complain
+from sparsecv.engine.errors import InputError, complain, printable
 from sparsecv.engine.ranks.launch import failure, is_first, launched
 
 # Modules are imported when their command runs: all of them together take a second.
@@ -66,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     for variable, value in THREADS_SLEEP.items():
         os.environ.setdefault(variable, value)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that is not UTF-8 must not end what prints it
     try:
         with _sigterm_raises():
             status = _dispatch(given)
@@ -85,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failure(DISK, "the reader of the output has gone")
         return DISK
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
+        place = f"{printable(str(error.filename))}: " if error.filename else ""
         return _complain(f"{place}{error.strerror or error}", DISK)
     except MemoryError as error:
         return _complain(f"out of memory ({error})", FAILED)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sparsecv.engine.errors import InputError
+from sparsecv.engine.errors import InputError, printable
 from sparsecv.engine.io.mrc import Map, read_map
 from sparsecv.engine.physics.masks import check_mask
 
@@ -46,4 +46,4 @@ def read_mask(path: Path | None, like: Map, pixel_size: float | None) -> np.ndar
 def warn(warnings: Iterable[str]) -> None:
     """Show each warning as a line on standard error."""
     for text in warnings:
-        print(f"sparsecv: warning: {text}", file=sys.stderr)
+        print(f"sparsecv: warning: {printable(text)}", file=sys.stderr)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sparsecv.engine.io.star import StarTable
 
 IMAGE_NAME = "rlnImageName"
+LONGEST_NUMBER = 100  # digits, zeros in front included
 
 
 def index_of_first(names: Sequence[str]) -> tuple[list[str], NDArray[np.int32]]:
@@ -41,7 +42,8 @@ def split_image_names(table: StarTable) -> tuple[list[str], NDArray[np.int32], N
         number, at, stack = name.partition("@")
         if not at:
             number, stack = "1", name
-        if not (number.isdigit() and 0 < int(number[:19]) < 2**31) or not stack:
+        is_number = number.isdecimal() and len(number) < LONGEST_NUMBER and 0 < int(number) < 2**31
+        if not is_number or not stack:
             raise table.error("not an image name", IMAGE_NAME, row, rule="number from 1, @, stack: 000001@stack.mrcs")
         stacks.append(stack)
         numbers.append(int(number))

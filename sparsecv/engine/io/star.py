@@ -342,15 +342,36 @@ def _token(value: Any) -> str:
     if isinstance(value, (float, np.floating)):
         return _as_float(f"{value:.9g}")
     text = str(value)
-    if not text.isascii() or any(ord(character) < 32 and character != "\t" for character in text):
-        raise InputError("text that a STAR file cannot hold", value=text, rule="ASCII without line breaks")
-    is_word = text != "" and not any(character.isspace() for character in text)
-    if is_word and text[0] not in "'\"#_$;" and not text.lower().startswith(RESERVED):
+    rule = broken_rule(text)
+    if rule:
+        raise InputError("text that a STAR file cannot hold", value=text, rule=rule)
+    if _is_word(text):
         return text
-    for quote in '"', "'":
-        if quote not in text:
-            return f"{quote}{text}{quote}"
-    raise InputError("text that a STAR file cannot hold", value=text, rule="not both kinds of quotes beside blanks")
+    return f"'{text}'" if '"' in text else f'"{text}"'
+
+
+def broken_rule(text: str) -> str:
+    """The rule of STAR files by which a text cannot stand in one; empty where it can."""
+    if not text.isascii() or any(ord(character) < 32 and character != "\t" or character == "\x7f" for character in text):
+        return "ASCII without line breaks"
+    return "" if _is_word(text) or not ("'" in text and '"' in text) else "not both kinds of quotes beside blanks"
+
+
+def holdable(text: str) -> str:
+    """The text as a STAR file can hold it, for names that are there to be read by people.
+
+    What it cannot hold stands there as a Python escape (``\\xe9``), and double quotes as single ones where there are
+    both beside blanks.
+    """
+    plain = "".join(c if 32 <= ord(c) < 127 else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return plain.replace('"', "'") if broken_rule(plain) else plain
+
+
+def _is_word(text: str) -> bool:
+    """Whether a text can stand in a row without quotes."""
+    if text == "" or any(character.isspace() for character in text):
+        return False
+    return text[0] not in "'\"#_$;" and not text.lower().startswith(RESERVED)
 
 
 def _pairs(block: cif.Block) -> list[tuple[str, str]]:

@@ -82,6 +82,12 @@ def check_lines(raw: bytes, path: Path) -> Lines:
             rule="STAR files are ASCII",
             remedy="rename the file that it names, or link to it under a plain name",
         )
+    several = lines.starting_with(b";")
+    if len(several):
+        raise InputError("a text of several lines", file=path, item=f"line {several[0] + 1}",
+                         value=lines.text(int(several[0]))[:80].decode("ascii"),
+                         rule="every value is one word, or quoted on one line; no line begins with ;",
+                         remedy="remove the table or column that has it")
     blank = np.flatnonzero(lines.words == 0)
     headers = np.union1d(lines.starting_with(b"data_"), lines.starting_with(b"loop_"))
     comments = lines.starting_with(b"#")
