@@ -144,7 +144,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _run(name: str, module: Any, arguments: list[str]) -> int:
     """Read the settings of a command from its options and its TOML file, and run it."""
-    from sparsecv.engine.settings import add_options, build, given, read_settings, write_settings
+    from sparsecv.engine.settings import add_options, build, given, read_settings, settings_text, write_settings
 
     parser = Parser(prog=f"sparsecv {name}", description=COMMANDS[name][1], allow_abbrev=False)
     add_options(parser, module.SETTINGS)
@@ -156,6 +156,7 @@ def _run(name: str, module: Any, arguments: list[str]) -> int:
     config = namespace.config or _earlier_settings(name, from_line)
     from_file = {} if config is None else read_settings(config, name, module.SETTINGS, tuple(COMMANDS))
     settings = build(module.SETTINGS, from_file, from_line)
+    settings_text(name, settings, arguments)  # refuses a name that could not be recorded, before the work
     status: int = module.run(settings, lambda path: write_settings(path, name, settings, arguments))
     return status
 

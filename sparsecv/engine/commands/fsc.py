@@ -51,11 +51,16 @@ def _curves(
 
     from sparsecv.engine.commands.maps import warn
     from sparsecv.engine.validate.fsc import fsc, mask_corrected_fsc
+    from sparsecv.engine.validate.postprocess import doubtful_independence
 
+    if np.array_equal(first, second):
+        warn(["the two maps are identical: their FSC says nothing"])
     if mask is None:
-        return {"unmasked": fsc(first, second, workers=workers)}
+        unmasked = fsc(first, second, workers=workers)
+        warn(doubtful_independence(unmasked))
+        return {"unmasked": unmasked}
     found = mask_corrected_fsc(first, second, mask, np.random.default_rng(seed), workers=workers)
-    warn(found.warnings)
+    warn([*found.warnings, *doubtful_independence(found.unmasked)])
     return {"mask-corrected": found.corrected, "masked": found.masked, "unmasked": found.unmasked,
             "random phases": found.randomised}
 

@@ -12,6 +12,7 @@ SETTINGS = PostprocessSettings
 def run(settings: PostprocessSettings, save: Save) -> int:
     """Write RELION's files of a post-processing, two pictures and the settings; print resolution and B-factor."""
     from sparsecv.engine.commands.maps import read_mask, read_pair, warn
+    from sparsecv.engine.refine.evidence import check_independent
     from sparsecv.engine.report.plots import plot_fsc, plot_slices
     from sparsecv.engine.threads import use_threads
     from sparsecv.engine.validate.fsc_files import write_postprocess
@@ -19,6 +20,7 @@ def run(settings: PostprocessSettings, save: Save) -> int:
 
     workers = use_threads(settings.threads)
     half1, half2 = read_pair(settings.half1, settings.half2, settings.pixel_size)
+    check_independent(half1.data, half2.data)
     result = postprocess(
         half1.data,
         half2.data,

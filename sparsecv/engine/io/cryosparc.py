@@ -66,12 +66,12 @@ FIELDS: dict[str, tuple[str, tuple[int, ...], str]] = {
     "location/center_x_frac": (NUMBERS, (), "a number"), "location/center_y_frac": (NUMBERS, (), "a number"),
     "location/micrograph_shape": (NUMBERS, (2,), "2 numbers"),
 }  # fmt: skip
-for _name, _type, *_shape in (*NEW, *ALIGNMENT):
-    if _name != "ctf/type":
-        _kinds = WHOLE if str(_type)[1] == "u" else NUMBERS
-        _count = _shape[0] if _shape else ()
-        _words = "whole number" if _kinds == WHOLE else "number"
-        FIELDS[str(_name)] = (_kinds, _count, f"{_count[0]} {_words}s" if _count else f"a {_words}")
+for _field in np.dtype([*NEW, *ALIGNMENT]).fields.items():  # type: ignore[union-attr]  # it has fields
+    _kinds = WHOLE if _field[1][0].base.kind == "u" else NUMBERS
+    _words = "whole number" if _kinds == WHOLE else "number"
+    _shape = _field[1][0].shape
+    if _field[0] != "ctf/type":
+        FIELDS[_field[0]] = (_kinds, _shape, f"{_shape[0]} {_words}s" if _shape else f"a {_words}")
 
 
 def read_cs(path: str | Path, passthroughs: Sequence[str | Path] = ()) -> NDArray[Any]:

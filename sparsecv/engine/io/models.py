@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from numpy.typing import NDArray
 from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.atomic import atomic_text
 from sparsecv.engine.io.regular import open_regular
+
+LARGEST_MODEL = 2_000_000_000  # bytes: twice the text of the largest entry of the PDB
 
 
 def read_structure(
@@ -41,7 +45,7 @@ def read_structure(
         Not a regular file, unreadable, without atoms, no such assembly, or a coordinate, B-factor or occupancy that is
         not finite.
     """
-    os.close(open_regular(path))
+    _check_size(open_regular(path), path)
     try:
         structure = gemmi.read_structure(str(path))
         structure.setup_entities()
@@ -61,6 +65,25 @@ def read_structure(
             raise InputError("coordinates, B-factor or occupancy are not finite", file=path, item=f"atom {found}",
                              value=numbers, remedy="correct or remove the atom")
     return structure
+
+
+def _check_size(handle: int, path: str | Path) -> None:
+    """Refuse, with InputError, a compressed file that unpacks to more than any model has."""
+    with os.fdopen(handle, "rb") as stream:
+        if stream.read(2) != b"\x1f\x8b":
+            return
+        stream.seek(0)
+        unpacked = 0
+        try:
+            with gzip.open(stream) as content:
+                while unpacked <= LARGEST_MODEL and (part := content.read(1 << 24)):
+                    unpacked += len(part)
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"damaged: {error}", file=path, rule="a whole gzip file",
+                             remedy="fetch it again, or unpack it") from error
+        if unpacked > LARGEST_MODEL:
+            raise InputError("unpacks to more than any atomic model", file=path,
+                             rule=f"at most {LARGEST_MODEL / 1e9:.0f} GB", remedy="give the model that was meant")
 
 
 def write_structure(

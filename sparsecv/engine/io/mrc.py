@@ -7,6 +7,7 @@ position, without loading them, through a small set of open files that is shared
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import OrderedDict
@@ -26,6 +27,7 @@ from sparsecv.engine.io.regular import open_regular
 HEADER_BYTES = 1024
 MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 LARGEST_SIDE = 1 << 20  # pixels; a larger number in a header is damage
+LARGEST_BOX = 4096  # pixels of a particle's image
 OPEN_FILES = 128  # of the usual limit of 1024 per process
 READ_BYTES = 1 << 30  # Linux reads at most 2 GiB in one call
 
@@ -90,6 +92,7 @@ def read_map(path: str | Path, *, cubic: bool = True, pixel_size: float | None =
     handle = open_regular(path)
     try:
         header = _read_header(handle, path)
+        _check_memory(header, path)
         values = np.empty(header.shape[::-1], dtype=header.dtype)
         _pread(handle, values, header.offset, path)
     finally:
@@ -225,6 +228,9 @@ class ImageStack:
         columns, rows, sections = self._header.shape
         if columns != rows:
             raise InputError("images are not square", file=self.path, value=(columns, rows), rule="rows = columns")
+        if columns > LARGEST_BOX:
+            raise InputError("no images of particles", file=self.path, value=columns,
+                             rule=f"at most {LARGEST_BOX} pixels a side", remedy="give stacks of extracted particles")
         self.box, self.count = columns, sections
         self.pixel_size = float(self._header.pixel_sizes()[0])
         self.warnings = self._header.warnings
@@ -311,6 +317,16 @@ def _read_header(handle: int, path: Path) -> MrcHeader:
     if size > needed:
         notes.append(f"{path}: {size - needed} bytes beyond the {shape[2]} sections of its header are ignored")
     return MrcHeader(shape, dtype, HEADER_BYTES + extended, fields, tuple(notes))
+
+
+def _check_memory(header: MrcHeader, path: Path) -> None:
+    """Refuse a map that this machine cannot hold: a sparse file takes no space on the disk, whatever it announces."""
+    needed = math.prod(header.shape) * (header.dtype.itemsize + 4)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise InputError("larger than the memory", file=path, value=header.shape,
+                         rule=f"a map takes {needed / 1e9:.0f} GB, and this machine has {there / 1e9:.0f} GB",
+                         remedy="cut or bin the map")
 
 
 def _byte_order(raw: bytes, path: Path) -> str:

@@ -60,6 +60,11 @@ def find_file(name: str, folders: Sequence[Path]) -> Path | None:
     return None
 
 
+def name_to_write(name: str, target: str) -> str:
+    """The name of a stack in a file that we write: as it was read where it leads to the same file, else absolute."""
+    return name if os.path.realpath(name) == target else target
+
+
 def resolve_stacks(
     names: Sequence[str], stack_index: NDArray[np.int32], table: StarTable, data_dir: str | Path | None
 ) -> list[Path]:

@@ -79,6 +79,9 @@ class StarFile:
                     item=f"data_{_shown(block.name)}",
                     rule="a table is one loop or a list of single values",
                 )
+        if sum(item.loop is not None for block in document for item in block) != len(lines.starting_with(b"loop_")):
+            raise InputError("a loop_ that does not begin a line", file=path, rule="loop_ stands alone on its line",
+                             remedy="remove what stands before it")
         if len(document) == 0:
             raise InputError("the file holds no table", file=path, rule="a STAR file has at least one data_ header")
         return cls(document, path, version_comments(raw, lines))
@@ -352,7 +355,7 @@ def _token(value: Any) -> str:
 
 def broken_rule(text: str) -> str:
     """The rule of STAR files by which a text cannot stand in one; empty where it can."""
-    if not text.isascii() or any(ord(character) < 32 and character != "\t" or character == "\x7f" for character in text):
+    if not text.isascii() or any((ord(c) < 32 and c != "\t") or ord(c) == 127 for c in text):
         return "ASCII without line breaks"
     return "" if _is_word(text) or not ("'" in text and '"' in text) else "not both kinds of quotes beside blanks"
 

@@ -92,6 +92,11 @@ def check_lines(raw: bytes, path: Path) -> Lines:
     headers = np.union1d(lines.starting_with(b"data_"), lines.starting_with(b"loop_"))
     comments = lines.starting_with(b"#")
     for loop in lines.starting_with(b"loop_"):
+        words = lines.text(int(loop)).split()
+        if words[0] != b"loop_" or words[1:] and not words[1].startswith(b"#"):
+            raise InputError("loop_ and more on one line", file=path, item=f"line {loop + 1}",
+                             value=lines.text(int(loop))[:80].decode("ascii"), rule="loop_ stands alone on its line",
+                             remedy="put what follows it on the next line")
         _check_loop(lines, int(loop), (blank, headers, comments), path)
     return lines
 

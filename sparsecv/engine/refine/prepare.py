@@ -108,6 +108,7 @@ def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progre
 
 def _check_mtf(table: ParticleTable, warn: Warn) -> None:
     """Read the detector's MTF once before the first iteration, so that the last one does not fail on it."""
+    detector_pixel_size(table)
     names = {group.mtf for group in table.optics}
     if len(names) > 1:
         warn("optics groups differ in rlnMtfFileName: that of the first is used in post-processing")
@@ -116,6 +117,20 @@ def _check_mtf(table: ParticleTable, warn: Warn) -> None:
         MtfCurve.read(mtf)
     elif mtf:
         warn(f"{mtf} (rlnMtfFileName) is not there: post-processing goes without an MTF correction")
+
+
+def detector_pixel_size(table: ParticleTable) -> float:
+    """Pixel size in A at which the MTF was measured: that of the micrographs before any binning."""
+    column = "rlnMicrographOriginalPixelSize"
+    if "optics" not in table.star or column not in table.star.table("optics"):
+        return table.pixel_size
+    optics = table.star.table("optics")
+    values = optics.floats(column)
+    wrong = ~((values > 0) & (values < 1000))
+    if wrong.any():
+        raise optics.error("out of range", column, int(np.argmax(wrong)), rule="0 < pixel size < 1000 A",
+                           remedy="correct the STAR file")
+    return float(values[0])
 
 
 def _common(settings: RefineSettings, geometry: Geometry) -> Common | None:
@@ -236,8 +251,39 @@ def _unusable(table: ParticleTable, comm: Comm, block: int = 1024) -> dict[int, 
     """Reason for each image that cannot be used, by row: no usable numbers, or far from the others' grey scale."""
     own = _examined(table, range(comm.rank * block, len(table), comm.size * block), block)
     parts = comm.gathered(own)
-    return comm.at_root(lambda: _outliers(table, summed([part[0] for part in parts]),
-                                          {row: text for part in parts for row, text in part[1].items()}))
+    return comm.at_root(lambda: _judged(table, summed([part[0] for part in parts]),
+                                        {row: text for part in parts for row, text in part[1].items()}))
+
+
+def _judged(table: ParticleTable, deviation: np.ndarray, found: dict[int, str]) -> dict[int, str]:
+    """Reason for each image that is set aside, by row, once none is known to occur twice."""
+    check_copies(table, deviation)
+    return _outliers(table, deviation, found)
+
+
+def check_copies(table: ParticleTable, deviation: np.ndarray) -> None:
+    """Refuse, with InputError, one image under two names, as where particles were joined with a copy of themselves.
+
+    Half sets that hold the same images agree on their noise: their FSC would be no evidence of anything.
+
+    Parameters
+    ----------
+    deviation
+        Standard deviation of each image (n,), 0 for those without usable numbers: only images in which it is the same
+        to the last bit are compared.
+    """
+    order = np.argsort(deviation, kind="stable")
+    same = np.flatnonzero((np.diff(deviation[order]) == 0) & (deviation[order[1:]] > 0))
+    for place in same.tolist():
+        first, second = sorted((int(order[place]), int(order[place + 1])))
+        images, _ = table.read_images([first, second])
+        if np.array_equal(images[0], images[1]):
+            where = "both half sets" if table.halves[first] != table.halves[second] else "one half set"
+            row = int(table.identifiers[first]) + 1
+            raise table.star.table(table.table_name).error(
+                f"the same image, to the last bit, as in row {row}, under another name and in {where}", "rlnImageName",
+                int(table.identifiers[second]), rule="every image occurs once: in both half sets it would fake "
+                "resolution", remedy="remove the copies")  # fmt: skip
 
 
 def _examined(table: ParticleTable, starts: range, block: int) -> tuple[np.ndarray, dict[int, str]]:
