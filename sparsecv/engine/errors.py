@@ -54,6 +54,11 @@ class InputError(ValueError):
         text = printable(" ".join(text.split()))
         super().__init__(f"{place}: {text}" if place else text)
 
+    def about(self, file: str | Path) -> InputError:
+        """The same error, of a file: where what finds it knows maps or models but not where they come from."""
+        return InputError(self.problem, file=self.file or file, item=self.item, value=self.value, rule=self.rule,
+                          remedy=self.remedy)
+
 
 def printable(text: str) -> str:
     """The text with what a terminal, a log or a reader could take for anything else written as a Python escape.

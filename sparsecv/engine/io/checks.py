@@ -67,7 +67,9 @@ def open_stacks(stacks: list[Path], stack_index: NDArray[np.int32], table: StarT
             readers.append(ImageStack(path))
         except InputError as error:
             row = int(np.argmax(stack_index == number))
-            raise table.error(f"image stack cannot be used: {error}", IMAGE_NAME, row) from error
+            value = "" if error.value is None else f" (value {error.value!r})"
+            raise table.error(f"image stack cannot be used: {path}: {error.problem}{value}", IMAGE_NAME, row,
+                              rule=error.rule, remedy=error.remedy) from error  # fmt: skip
     return readers
 
 
@@ -85,7 +87,8 @@ def check_stacks(
     if beyond.any():
         row = int(np.argmax(beyond))
         count = counts[stack_index[row]]
-        raise table.error("the stack has no such image", IMAGE_NAME, row, rule=f"{count} images are in it")
+        raise table.error("the stack has no such image", IMAGE_NAME, row, rule=f"{count} images are in it",
+                          remedy="give the stack that the particles were extracted to")
     box = optics[0].box or readers[0].box
     for number, reader in enumerate(readers):
         if reader.box != box:
@@ -99,7 +102,8 @@ def check_stacks(
                 remedy="extract all particles with one box",
             )
     if box < SMALLEST_BOX:
-        raise InputError("box too small", file=table.path, value=box, rule=f"at least {SMALLEST_BOX} pixels")
+        raise InputError("box too small", file=table.path, value=box, rule=f"at least {SMALLEST_BOX} pixels",
+                         remedy="extract the particles in a larger box, or binned less")
     sizes = np.array([reader.pixel_size for reader in readers])
     expected = optics[0].pixel_size
     # 1.0 is what RELION and others write when they mean nothing by it
@@ -233,7 +237,8 @@ def read_halves(table: StarTable, notes: list[str] | None) -> NDArray[np.int8]:
         return halves.astype(np.int8)
     wrong = (halves != 1) & (halves != 2)
     if wrong.any():
-        raise table.error("not a half set", column, int(np.argmax(wrong)), rule="1 or 2 in every row, or 0 in all")
+        raise table.error("not a half set", column, int(np.argmax(wrong)), rule="1 or 2 in every row, or 0 in all",
+                          remedy="remove the column to have half sets drawn")
     if halves.min() == halves.max():
         if notes is not None:
             notes.append(f"{table.path}: all particles are in half set {halves[0]}")

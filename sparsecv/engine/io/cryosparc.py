@@ -33,6 +33,7 @@ from sparsecv.engine.io.regular import read_bytes
 from sparsecv.engine.io.star import StarFile, broken_rule
 from sparsecv.engine.physics.geometry import euler_to_matrix, matrix_to_euler
 
+REMEDY = "export the particles from cryoSPARC again"
 UID = "csUid"  # no column of RELION's, which keeps columns that it does not know
 MAGIC = b"\x93NUMPY"
 IMAGES = ("blob/path", "blob/idx", "blob/shape", "blob/psize_A")
@@ -104,24 +105,27 @@ def _load(path: Path) -> NDArray[Any]:
     content = read_bytes(path)
     rule = "a .cs file of cryoSPARC: a NumPy table of plain rows"
     if not content.startswith(MAGIC):
-        raise InputError("is no .cs file of cryoSPARC", file=path, value=content[:8], rule=rule)
+        raise InputError("is no .cs file of cryoSPARC", file=path, value=content[:8], rule=rule,
+                         remedy=REMEDY)
     try:
         check_array(io.BytesIO(content), len(content))
         table = np.load(io.BytesIO(content), allow_pickle=False, max_header_size=LONGEST_HEADER)
     except Exception as error:  # a damaged header fails in one of many ways, SyntaxError and MemoryError among them
-        raise InputError(f"cannot be read: {error}", file=path, rule=rule) from error
+        raise InputError(f"cannot be read: {str(error)[:200]}", file=path, rule=rule, remedy=REMEDY) from error
     if table.dtype.names is None or table.ndim != 1:
-        raise InputError("holds no table of named fields", file=path, value=str(table.dtype), rule=rule)
+        raise InputError("holds no table of named fields", file=path, value=str(table.dtype)[:200], rule=rule,
+                         remedy=REMEDY)
     if "uid" not in table.dtype.names:
-        raise InputError("has no field uid", file=path, rule=rule)
+        raise InputError("has no field uid", file=path, rule=rule, remedy=REMEDY)
     for name, (kinds, shape, words) in FIELDS.items():
         if name in table.dtype.names:
             base, own = table.dtype[name].base, table.dtype[name].shape
             if base.kind not in kinds or own != shape:
                 raise InputError("is of another type", file=path, item=name, value=str(table.dtype[name]), rule=words,
-                                 remedy="export the particles from cryoSPARC again")  # fmt: skip
+                                 remedy=REMEDY)  # fmt: skip
     if len(np.unique(table["uid"])) < len(table):
-        raise InputError("a uid occurs twice", file=path, rule="each row is one particle")
+        raise InputError("a uid occurs twice", file=path, rule="each row is one particle",
+                         remedy="remove the duplicates in cryoSPARC")
     return table
 
 
@@ -133,7 +137,8 @@ def _joined(table: NDArray[Any], other: NDArray[Any], path: Path) -> NDArray[Any
     if is_missing.any():
         raise InputError(f"{int(is_missing.sum())} of {len(table)} particles are not in it", file=path,
                          item=f"uid {table['uid'][int(np.argmax(is_missing))]}",
-                         rule="the passthrough file of the same job")
+                         rule="the passthrough file of the same job",
+                         remedy="give that with --passthrough")
     added = [name for name in _names(other) if name not in _names(table)]
     return _with_fields(table, [(name, other.dtype[name], other[name][rows]) for name in added])
 
@@ -180,12 +185,13 @@ def star_of_cs(table: NDArray[Any], path: str | Path) -> tuple[StarFile, list[st
         raise InputError(f"has no {', '.join(missing)}", file=path, rule="images and CTF of each particle",
                          remedy="give the passthrough file of the same job with --passthrough")
     if len(table) == 0:
-        raise InputError("holds no particles", file=path)
+        raise InputError("holds no particles", file=path, rule="at least one row", remedy=REMEDY)
     for name in names:
         if table.dtype[name].base.kind == "f" and name in _USED and not np.isfinite(table[name]).all():
             row = int(np.argmin(np.isfinite(table[name]).reshape(len(table), -1).all(axis=1)))
             raise InputError("not a finite number", file=path, item=f"row {row + 1}, {name}",
-                             value=table[name][row].tolist())  # fmt: skip
+                             value=table[name][row].tolist(), rule="finite numbers",
+                             remedy="remove the particle in cryoSPARC")  # fmt: skip
     _check_values(table, path)
     groups, index = _groups(table, path)
     columns: dict[str, Any] = {IMAGE_NAME: _image_names(table)}
@@ -225,7 +231,7 @@ def _check_values(table: NDArray[Any], path: str | Path) -> None:
             if not good.all():
                 row = int(np.argmin(good))
                 raise InputError("out of range", file=path, item=f"row {row + 1}, {name}", rule=rule,
-                                 value=table[name][row].tolist())  # fmt: skip
+                                 value=table[name][row].tolist(), remedy=REMEDY)  # fmt: skip
     for name in ("blob/path", "location/micrograph_path"):
         if name in _names(table):
             values, first = np.unique(table[name], return_index=True)
@@ -279,7 +285,8 @@ def _groups(table: NDArray[Any], path: str | Path) -> tuple[dict[str, Any], NDAr
     if (shape[:, 0] != shape[:, 1]).any():
         row = int(np.argmax(shape[:, 0] != shape[:, 1]))
         raise InputError("images are not square", file=path, item=f"row {row + 1}, blob/shape",
-                         value=table["blob/shape"][row].tolist())  # fmt: skip
+                         value=table["blob/shape"][row].tolist(), rule="rows = columns",
+                         remedy="extract the particles in square boxes")  # fmt: skip
     # rounded as float32 prints: 1.31 is 1.30999994 in the file
     values = np.stack([identifier, shape[:, 0], *(_tidy(table, name) for name in ("blob/psize_A", *OPTICS))], axis=1)
     groups, index = np.unique(values, axis=0, return_inverse=True)

@@ -52,9 +52,11 @@ def read_structure(
         if assembly is not None:
             structure.transform_to_assembly(assembly, gemmi.HowToNameCopiedChain.AddNumber)
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"not a usable atomic model: {error}", file=path, rule="PDB or mmCIF") from error
+        raise InputError(f"not a usable atomic model: {error}", file=path, rule="PDB or mmCIF",
+                         remedy="give the model as PDB or mmCIF") from error
     if not len(structure) or not structure[0].count_atom_sites():
-        raise InputError("holds no atoms", file=path, rule="PDB or mmCIF with at least one atom")
+        raise InputError("holds no atoms", file=path, rule="PDB or mmCIF with at least one atom",
+                         remedy="give the model as PDB or mmCIF")
     if len(structure) > 1 and said is not None:
         said.append(f"the file holds {len(structure)} models: only the first is used")
     for number in range(len(structure) - 1, 0, -1):
@@ -63,7 +65,7 @@ def read_structure(
         numbers = [*found.atom.pos.tolist(), found.atom.b_iso, found.atom.occ]
         if not np.isfinite(numbers).all():
             raise InputError("coordinates, B-factor or occupancy are not finite", file=path, item=f"atom {found}",
-                             value=numbers, remedy="correct or remove the atom")
+                             value=numbers, rule="finite numbers", remedy="correct or remove the atom")
     return structure
 
 

@@ -44,7 +44,8 @@ def split_image_names(table: StarTable) -> tuple[list[str], NDArray[np.int32], N
             number, stack = "1", name
         is_number = number.isdecimal() and len(number) < LONGEST_NUMBER and 0 < int(number) < 2**31
         if not is_number or not stack:
-            raise table.error("not an image name", IMAGE_NAME, row, rule="number from 1, @, stack: 000001@stack.mrcs")
+            raise table.error("not an image name", IMAGE_NAME, row, rule="number from 1, @, stack: 000001@stack.mrcs",
+                              remedy="correct or remove the row")
         stacks.append(stack)
         numbers.append(int(number))
     names, stack_index = index_of_first(stacks)

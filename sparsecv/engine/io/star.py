@@ -22,6 +22,8 @@ from sparsecv.engine.io.starlines import check_lines, version_comments
 
 RELION_VERSION = "# version 30001"  # the comment by which RELION >= 3.1 knows that the optics table counts
 UNNAMED = " "  # what gemmi calls a block whose header is a bare "data_"
+STAR_RULE = "tables that begin with data_, of one loop_ with as many values in each row as columns, each column once"
+STAR_REMEDY = "correct the file there, or export it again"
 RESERVED = ("data_", "loop_", "save_", "stop_", "global_")
 
 
@@ -69,7 +71,8 @@ class StarFile:
         try:
             document = cif.read_string(raw)
         except (ValueError, RuntimeError) as error:
-            raise InputError("not a STAR file that can be read: " + _without_prefix(error), file=path) from error
+            raise InputError("not a STAR file that can be read: " + _without_prefix(error), file=path, rule=STAR_RULE,
+                             remedy=STAR_REMEDY) from error
         for block in document:
             loops = sum(item.loop is not None for item in block)
             if loops > 1 or (loops and sum(1 for _ in block) > 1):
@@ -78,12 +81,14 @@ class StarFile:
                     file=path,
                     item=f"data_{_shown(block.name)}",
                     rule="a table is one loop or a list of single values",
+                    remedy="put them into tables of their own",
                 )
         if sum(item.loop is not None for block in document for item in block) != len(lines.starting_with(b"loop_")):
             raise InputError("a loop_ that does not begin a line", file=path, rule="loop_ stands alone on its line",
                              remedy="remove what stands before it")
         if len(document) == 0:
-            raise InputError("the file holds no table", file=path, rule="a STAR file has at least one data_ header")
+            raise InputError("the file holds no table", file=path, rule="a STAR file has at least one data_ header",
+                             remedy=STAR_REMEDY)
         return cls(document, path, version_comments(raw, lines))
 
     @property
@@ -98,7 +103,8 @@ class StarFile:
         """Return a table by name; InputError names the tables there are when it is absent."""
         if name not in self:
             known = ", ".join(f"data_{known}" for known in self.names)
-            raise InputError(f"there is no table data_{name}", file=self.path, rule=f"the file holds {known}")
+            raise InputError(f"there is no table data_{name}", file=self.path, rule=f"the file holds {known}",
+                             remedy="give the file that was meant")
         return StarTable(self, name)
 
     def add_loop(self, name: str, columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> StarTable:
@@ -312,6 +318,7 @@ class StarTable:
                 file=self.path,
                 item=f"data_{self.name}",
                 rule=f"the columns there are: {', '.join(self.columns)}",
+                remedy="add the column, or export the file again with it",
             )
         return self._block().find_values("_" + column)
 

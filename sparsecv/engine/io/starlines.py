@@ -70,7 +70,8 @@ def check_lines(raw: bytes, path: Path) -> Lines:
         comment inside a loop; with file and line.
     """
     if b"\0" in raw[:CHUNK] or raw[:2] in (b"\x1f\x8b", b"BZ"):
-        raise InputError("binary or compressed", file=path, rule="a STAR file is plain text")
+        raise InputError("binary or compressed", file=path, rule="a STAR file is plain text",
+                         remedy="unpack it, or export it as STAR")
     lines = split_lines(raw)
     if not raw.isascii() or b"\0" in raw:
         bad = next(i for i in range(len(lines)) if not lines.text(i).isascii() or b"\0" in lines.text(i))
@@ -93,7 +94,7 @@ def check_lines(raw: bytes, path: Path) -> Lines:
     comments = lines.starting_with(b"#")
     for loop in lines.starting_with(b"loop_"):
         words = lines.text(int(loop)).split()
-        if words[0] != b"loop_" or words[1:] and not words[1].startswith(b"#"):
+        if words[0] != b"loop_" or (words[1:] and not words[1].startswith(b"#")):
             raise InputError("loop_ and more on one line", file=path, item=f"line {loop + 1}",
                              value=lines.text(int(loop))[:80].decode("ascii"), rule="loop_ stands alone on its line",
                              remedy="put what follows it on the next line")
@@ -138,7 +139,8 @@ def _check_loop(lines: Lines, loop: int, special: tuple[NDArray[np.int64], ...],
             if text.startswith(b"#") and all(lines.text(later).startswith(b"#") for later in range(line, end)):
                 break
             problem = "a comment inside a loop" if text.startswith(b"#") else "a single value inside a loop"
-            raise InputError(problem, file=path, item=f"line {line + 1}", rule="rows follow each other without a break")
+            raise InputError(problem, file=path, item=f"line {line + 1}", rule="rows follow each other without a break",
+                             remedy="remove the line, or put a blank line and a new table before it")
         count = len(TOKEN.findall(text))
         if count != columns:
             raise InputError(

@@ -84,7 +84,9 @@ def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progre
     _check_mtf(table, warn)
     state = _start(settings, kernels, particles, reference * support, comm)
     # A global search finds the grey scale together with the poses, in its first iteration.
-    grey_scales = comm.at_root(lambda: _fit_grey_scales(kernels, particles, state)) if settings.local else {}
+    grey_scales: dict[int, float] = {}
+    if settings.local:
+        grey_scales = comm.at_root(lambda: _fit_grey_scales(kernels, particles, state, settings.reference))
     for number, factor in grey_scales.items():
         state.halves[number].reference *= np.float32(factor)
     return Refinement(
@@ -154,6 +156,10 @@ def particle_diameter(given: float | None, length: float) -> float:
 def _read_reference(settings: RefineSettings, table: ParticleTable, warn: Warn) -> np.ndarray:
     """The starting map on the particles' grid; another grid is resampled, with a note."""
     given = read_map(settings.reference, pixel_size=settings.reference_pixel_size)
+    level = float(given.data.flat[0])
+    if (given.data == level).all():
+        raise InputError("the starting map is flat", file=settings.reference, value=level,
+                         rule="roughly the shape of the particle", remedy="give a map")
     size, box = given.pixel_size, given.data.shape[0]
     if box == table.box and _is_alike(size, table.pixel_size):
         return given.data
@@ -231,7 +237,7 @@ def _start(
     return RefinementState(state, (halves[0], halves[1]), curve, band, stage, rejected=rejected)
 
 
-def _fit_grey_scales(ops: Any, particles: Particles, state: RefinementState) -> dict[int, float]:
+def _fit_grey_scales(ops: Any, particles: Particles, state: RefinementState, path: Path) -> dict[int, float]:
     """Factors that bring the halves' references to the grey scale of the images at the poses given."""
     factors = {}
     for number, half in enumerate(state.halves):
@@ -240,7 +246,7 @@ def _fit_grey_scales(ops: Any, particles: Particles, state: RefinementState) -> 
         volume = map_to_volume(ops, ops.xp.asarray(half.reference), spared)
         factor = grey_scale_at_poses(ops, particles, state.particles, half, members, volume, spared)
         if factor <= 0:
-            raise InputError("the reference does not fit the images at their poses", value=round(factor, 4),
+            raise InputError("the reference does not fit the images at their poses", file=path, value=round(factor, 4),
                              item="scale of the reference", rule="positive", remedy="invert the contrast of the images "
                              "or of the reference (particles are white), or check the hand and the poses")
         factors[number] = factor
@@ -302,6 +308,8 @@ def _examined(table: ParticleTable, starts: range, block: int) -> tuple[np.ndarr
 
 def _outliers(table: ParticleTable, deviation: np.ndarray, found: dict[int, str]) -> dict[int, str]:
     """What was found, in the order of the rows, and images far from the others' grey scale."""
+    for row in np.flatnonzero(table.ctf_scale == 0).tolist():
+        found.setdefault(row, "its CTF has the weight 0 (rlnCtfScalefactor)")
     found = dict(sorted(found.items()))
     for number in range(len(table.optics)):
         known = np.flatnonzero((table.optics_index == number) & (deviation > 0))
