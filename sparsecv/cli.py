@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import io
 import os
 import signal
 import sys
@@ -23,7 +24,7 @@ from typing import Any, NoReturn
 
 from sparsecv import __version__
 from sparsecv.engine.commands import DeviceError
-from sparsecv.engine.errors import InputError, Terminated, complain
+from sparsecv.engine.errors import InputError, Terminated, complain, printable
 from sparsecv.engine.ranks.launch import failure, is_first, launched
 
 # Modules are imported when their command runs: all of them together take a second.
@@ -62,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     for variable, value in THREADS_SLEEP.items():
         os.environ.setdefault(variable, value)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that is not UTF-8 must not end what prints it
     try:
         with _sigterm_raises():
             status = _dispatch(given)
@@ -81,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failure(DISK, "the reader of the output has gone")
         return DISK
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
+        place = f"{printable(str(error.filename))}: " if error.filename else ""
         return _complain(f"{place}{error.strerror or error}", DISK)
     except MemoryError as error:
         return _complain(f"out of memory ({error})", FAILED)
@@ -136,7 +140,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _run(name: str, module: Any, arguments: list[str]) -> int:
     """Read the settings of a command from its options and its TOML file, and run it."""
-    from sparsecv.engine.settings import add_options, build, given, read_settings, write_settings
+    from sparsecv.engine.settings import add_options, build, given, read_settings, settings_text, write_settings
 
     parser = Parser(prog=f"sparsecv {name}", description=COMMANDS[name][1], allow_abbrev=False)
     add_options(parser, module.SETTINGS)
@@ -148,6 +152,7 @@ def _run(name: str, module: Any, arguments: list[str]) -> int:
     config = namespace.config or _earlier_settings(name, from_line)
     from_file = {} if config is None else read_settings(config, name, module.SETTINGS, tuple(COMMANDS))
     settings = build(module.SETTINGS, from_file, from_line)
+    settings_text(name, settings, arguments)  # refuses a name that could not be recorded, before the work
     status: int = module.run(settings, lambda path: write_settings(path, name, settings, arguments))
     return status
 

@@ -198,7 +198,7 @@ def test_bad_tables_are_refused(tmp_path):
     (tmp_path / "cut.cs").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "header.cs").write_bytes(whole[:300])
     for name, message in (("twice", "a uid occurs twice"), ("plain", "no table of named fields"),
-                          ("nouid", "no field uid"), ("text", "is no .cs file"), ("pickle", "allow_pickle"),
+                          ("nouid", "no field uid"), ("text", "is no .cs file"), ("pickle", "holds pickled objects"),
                           ("cut", "cannot be read"), ("header", "cannot be read"),
                           ("absent", "cannot be opened")):  # fmt: skip
         with pytest.raises(InputError, match=message):

@@ -27,7 +27,8 @@ class InputError(ValueError):
 
     Notes
     -----
-    The message is one line, so that it survives logs and job tables unbroken.
+    The message is one line, so that it survives logs and job tables unbroken. File and item stand there letter by
+    letter; what cannot be shown in them, such as a line break or a terminal's escape codes, as ``\\n`` or ``\\x1b``.
     """
 
     def __init__(
@@ -42,15 +43,32 @@ class InputError(ValueError):
     ) -> None:
         self.problem, self.file, self.item = problem, None if file is None else str(file), item
         self.value, self.rule, self.remedy = value, rule, remedy
-        place = ", ".join(part for part in (self.file, item) if part)
-        text = f"{place}: {problem}" if place else problem
+        place = ", ".join(printable(part) for part in (self.file, item) if part)
+        text = problem
         if value is not None:
             text += f" (value {value!r})"
         if rule:
             text += f"; rule: {rule}"
         if remedy:
             text += f"; remedy: {remedy}"
-        super().__init__(" ".join(text.split()))
+        text = printable(" ".join(text.split()))
+        super().__init__(f"{place}: {text}" if place else text)
+
+    def about(self, file: str | Path) -> InputError:
+        """The same error, of a file: where what finds it knows maps or models but not where they come from."""
+        return InputError(self.problem, file=self.file or file, item=self.item, value=self.value, rule=self.rule,
+                          remedy=self.remedy)
+
+
+def printable(text: str) -> str:
+    """The text with what a terminal, a log or a reader could take for anything else written as a Python escape.
+
+    Names of files may hold anything but ``/`` and NUL: line breaks, which would make two entries of one in a log,
+    escape codes, which a terminal obeys, and marks that turn the direction of writing.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
 
 
 class Terminated(BaseException):
@@ -72,5 +90,5 @@ class Terminated(BaseException):
 
 def complain(text: str) -> None:
     """Print an error as one line on standard error, whatever is in it."""
-    line = " ".join(text.split())
+    line = printable(" ".join(text.splitlines()))
     print(f"sparsecv: error: {line}".encode(errors="backslashreplace").decode(), file=sys.stderr, flush=True)

@@ -214,7 +214,8 @@ def read_settings(path: str | Path, command: str, cls: type, commands: Sequence[
     try:
         content = tomllib.loads(read_bytes(path).decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"not valid TOML: {error}", file=path) from error
+        raise InputError(f"not valid TOML: {error}", file=path, rule="lines of: key = value, in UTF-8",
+                         remedy="begin with the TOML file of an earlier run") from error
     tables = {name for name, value in content.items() if isinstance(value, dict)}
     known = {command, *commands, PROVENANCE}
     for name in sorted(tables - known):
@@ -226,6 +227,7 @@ def read_settings(path: str | Path, command: str, cls: type, commands: Sequence[
         content, prefix = content[command], f"[{command}] "
     elif tables & set(commands):
         raise InputError(f"no table [{command}]", file=path, value=sorted(tables),
+                         rule="settings of the command that runs",
                          remedy=f"add a table [{command}], or choose another file")
     else:
         content, prefix = {key: value for key, value in content.items() if key not in tables}, ""
@@ -250,13 +252,14 @@ def _unknown(what: str, name: str, known: Iterator[str] | set[str] | Mapping[str
              prefix: str = "") -> InputError:
     near = difflib.get_close_matches(name.replace("-", "_"), known, n=1)
     remedy = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known))}"
-    return InputError(f"unknown {what}", file=path, item=prefix + name, remedy=remedy)
+    return InputError(f"unknown {what}", file=path, item=prefix + name, rule="names of options", remedy=remedy)
 
 
 def _converted(value: Any, setting: Setting, path: Path, item: str) -> Any:
     accepted = {float: (int, float), Path: (str,)}.get(setting.kind, (setting.kind,))
     if not isinstance(value, accepted) or (isinstance(value, bool) and setting.kind is not bool):
-        raise InputError("wrong type", file=path, item=item, value=value, rule=TOML_NAMES[setting.kind])
+        raise InputError("wrong type", file=path, item=item, value=value, rule=TOML_NAMES[setting.kind],
+                         remedy="text stands in quotes, numbers and true or false without")
     if setting.choices and value not in setting.choices:
         raise InputError("unknown", file=path, item=item, value=value, rule=f"one of {', '.join(setting.choices)}")
     return setting.kind(value)
@@ -307,7 +310,9 @@ def toml_value(value: Any) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise InputError("a name that is not UTF-8 cannot be recorded", value=text, remedy="rename the file") from error
+        raise InputError("a name that is not UTF-8 cannot be recorded", value=text,
+                         rule="UTF-8, as settings files have it",
+                         remedy="rename the file, or link to it under a plain name") from error
     escapes = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
     escaped = (escapes.get(c) or (f"\\u{ord(c):04x}" if ord(c) < 32 or ord(c) == 127 else c) for c in text)
     return f'"{"".join(escaped)}"'

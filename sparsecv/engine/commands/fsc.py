@@ -23,12 +23,14 @@ COLUMNS = {
 
 def run(settings: FscSettings, save: Save) -> int:
     """Print the resolution at 0.143 and 0.5 of each curve; with an output folder write curves and a picture."""
-    from sparsecv.engine.commands.maps import read_mask, read_pair
+    from sparsecv.engine.commands.maps import read_mask, read_pair, refuse_flat
     from sparsecv.engine.threads import use_threads
     from sparsecv.engine.validate.fsc import GOLD_STANDARD, HALF, resolution
 
     workers = use_threads(settings.threads)
     first, second = read_pair(settings.map1, settings.map2, settings.pixel_size)
+    refuse_flat(settings.map1, first)
+    refuse_flat(settings.map2, second)
     mask = read_mask(settings.mask, first, settings.pixel_size)
     curves = _curves(first.data, second.data, mask, settings.seed, workers)
     box, pixel_size = first.data.shape[0], first.pixel_size
@@ -51,11 +53,16 @@ def _curves(
 
     from sparsecv.engine.commands.maps import warn
     from sparsecv.engine.validate.fsc import fsc, mask_corrected_fsc
+    from sparsecv.engine.validate.postprocess import doubtful_independence
 
+    if np.array_equal(first, second):
+        warn(["the two maps are identical: their FSC says nothing"])
     if mask is None:
-        return {"unmasked": fsc(first, second, workers=workers)}
+        unmasked = fsc(first, second, workers=workers)
+        warn(doubtful_independence(unmasked))
+        return {"unmasked": unmasked}
     found = mask_corrected_fsc(first, second, mask, np.random.default_rng(seed), workers=workers)
-    warn(found.warnings)
+    warn([*found.warnings, *doubtful_independence(found.unmasked)])
     return {"mask-corrected": found.corrected, "masked": found.masked, "unmasked": found.unmasked,
             "random phases": found.randomised}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sparsecv.engine.errors import InputError
+from sparsecv.engine.errors import InputError, printable
 from sparsecv.engine.io.mrc import Map, read_map
 from sparsecv.engine.physics.masks import check_mask
 
@@ -35,6 +35,31 @@ def read_pair(first: Path, second: Path, pixel_size: float | None) -> tuple[Map,
     return map1, map2
 
 
+def read_halves(first: Path, second: Path, pixel_size: float | None) -> tuple[Map, Map]:
+    """Read two half maps that can say something about each other.
+
+    Raises
+    ------
+    InputError
+        Where they differ in box or pixel size, are identical, or one of them is flat.
+    """
+    half1, half2 = read_pair(first, second, pixel_size)
+    for path, half in ((first, half1), (second, half2)):
+        refuse_flat(path, half)
+    if np.array_equal(half1.data, half2.data):
+        raise InputError(f"the two half maps are identical: {first} holds the same", file=second,
+                         rule="independent half maps", remedy="give the maps of both halves")  # fmt: skip
+    return half1, half2
+
+
+def refuse_flat(path: Path, density: Map) -> None:
+    """Refuse, with InputError, a map of one value: it correlates with nothing."""
+    level = float(density.data.flat[0])
+    if (density.data == level).all():
+        raise InputError("the map is flat", file=path, value=level, rule="a map with a particle",
+                         remedy="look for a failed reconstruction")
+
+
 def read_mask(path: Path | None, like: Map, pixel_size: float | None) -> np.ndarray | None:
     """Read a mask that fits a map and show warnings about it; None without a path."""
     if path is None:
@@ -48,4 +73,4 @@ def read_mask(path: Path | None, like: Map, pixel_size: float | None) -> np.ndar
 def warn(warnings: Iterable[str]) -> None:
     """Show each warning as a line on standard error."""
     for text in warnings:
-        print(f"sparsecv: warning: {text}", file=sys.stderr)
+        print(f"sparsecv: warning: {printable(text)}", file=sys.stderr)

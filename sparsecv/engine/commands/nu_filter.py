@@ -7,11 +7,13 @@ from sparsecv.engine.commands import Save, check_device
 from sparsecv.engine.refine.settings import NuFilterSettings
 
 SETTINGS = NuFilterSettings
+RESULTS = ("filtered.mrc", "sharpened.mrc", "bandlimit.mrc", "local_resolution.mrc", "strength.mrc")
 
 
 def run(settings: NuFilterSettings, save: Save) -> int:
     """Filter, and write maps, numbers, pictures and the settings into the output folder."""
-    from sparsecv.engine.commands.maps import read_pair, warn
+    from sparsecv.engine.commands.maps import read_halves, warn
+    from sparsecv.engine.io.results import refuse_to_overwrite
     from sparsecv.engine.refine.nu_filter import nu_filter
     from sparsecv.engine.threads import keep_freed_memory, use_threads
     from sparsecv.kernels import ops
@@ -19,7 +21,8 @@ def run(settings: NuFilterSettings, save: Save) -> int:
     check_device(settings.device)
     workers = use_threads(settings.threads)
     keep_freed_memory()
-    first, second = read_pair(settings.half1, settings.half2, settings.pixel_size)
+    refuse_to_overwrite(settings.output, RESULTS, (settings.half1, settings.half2, settings.mask, settings.mtf))
+    first, second = read_halves(settings.half1, settings.half2, settings.pixel_size)
     found = nu_filter(settings, ops(settings.device), first, second, lambda text: warn([text]), workers)
     save(settings.output / "nu_filter.toml")
     low, middle, high = found.quartiles

@@ -7,18 +7,22 @@ from sparsecv.engine.commands import Save
 from sparsecv.engine.validate.settings import PostprocessSettings
 
 SETTINGS = PostprocessSettings
+RESULTS = ("postprocess.mrc", "postprocess_masked.mrc", "postprocess.star")
 
 
 def run(settings: PostprocessSettings, save: Save) -> int:
     """Write RELION's files of a post-processing, two pictures and the settings; print resolution and B-factor."""
-    from sparsecv.engine.commands.maps import read_mask, read_pair, warn
+    from sparsecv.engine.commands.maps import read_halves, read_mask, warn
+    from sparsecv.engine.io.results import refuse_to_overwrite
     from sparsecv.engine.report.plots import plot_fsc, plot_slices
     from sparsecv.engine.threads import use_threads
     from sparsecv.engine.validate.fsc_files import write_postprocess
     from sparsecv.engine.validate.postprocess import postprocess
 
     workers = use_threads(settings.threads)
-    half1, half2 = read_pair(settings.half1, settings.half2, settings.pixel_size)
+    inputs = (settings.half1, settings.half2, settings.mask, settings.mtf)
+    refuse_to_overwrite(settings.output, RESULTS, inputs)
+    half1, half2 = read_halves(settings.half1, settings.half2, settings.pixel_size)
     result = postprocess(
         half1.data,
         half2.data,

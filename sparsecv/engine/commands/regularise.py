@@ -7,11 +7,13 @@ from sparsecv.engine.commands import Save, check_device
 from sparsecv.engine.refine.settings import RegulariseSettings
 
 SETTINGS = RegulariseSettings
+RESULTS = ("regularised.mrc", "regularised_half[12].mrc")
 
 
 def run(settings: RegulariseSettings, save: Save) -> int:
     """Regularise, and write maps, numbers, pictures and the settings into the output folder."""
-    from sparsecv.engine.commands.maps import read_pair, warn
+    from sparsecv.engine.commands.maps import read_halves, read_pair, warn
+    from sparsecv.engine.io.results import refuse_to_overwrite
     from sparsecv.engine.refine.regularise import HalfMaps, regularise
     from sparsecv.engine.threads import keep_freed_memory, use_threads
     from sparsecv.kernels import ops
@@ -20,8 +22,10 @@ def run(settings: RegulariseSettings, save: Save) -> int:
     use_threads(settings.threads)
     keep_freed_memory()
     maps = None
+    inputs = (settings.half1, settings.half2, settings.mask, settings.previous)
+    refuse_to_overwrite(settings.output, RESULTS, inputs)
     if settings.half1 is not None and settings.half2 is not None:
-        first, second = read_pair(settings.half1, settings.half2, settings.pixel_size)
+        first, second = read_halves(settings.half1, settings.half2, settings.pixel_size)
         previous = None
         if settings.previous is not None:
             previous = read_pair(settings.half1, settings.previous, settings.pixel_size)[1]

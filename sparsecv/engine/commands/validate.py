@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from sparsecv.engine.commands import Save
+from sparsecv.engine.errors import InputError
 from sparsecv.engine.model_map.settings import ValidateSettings
 
 SETTINGS = ValidateSettings
@@ -35,8 +36,11 @@ def run(settings: ValidateSettings, save: Save) -> int:
     halves = None if half1 is None or half2 is None else (half1, half2)
     options = Options(s.fit, s.frame, s.origin_xyz, s.resolution, s.level, s.bfactors, s.mask_radius, s.mask_edge,
                       s.sharpening, s.q_sigma, not s.no_chains, s.seed)  # fmt: skip
-    found = validate(density, structure, options, halves=halves, mask=mask, versus=versus, workers=workers,
-                     progress=lambda text: print(f"{text} ...", flush=True))  # fmt: skip
+    try:
+        found = validate(density, structure, options, halves=halves, mask=mask, versus=versus, workers=workers,
+                         progress=lambda text: print(f"{text} ...", flush=True))  # fmt: skip
+    except InputError as error:
+        raise error.about(f"{s.model} and {s.map}") from error
     names = {"model": str(s.model), "map": str(s.map)} | ({} if s.versus is None else {"versus": str(s.versus)})
     s.output.mkdir(parents=True, exist_ok=True)
     remove_results(s.output, inputs, WRITTEN)

@@ -11,15 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecv.engine.errors import InputError
-from sparsecv.engine.io.mrc import ImageStack
+from sparsecv.engine.io.mrc import LARGEST_BOX, ImageStack
 from sparsecv.engine.io.optics import OpticsGroup
-from sparsecv.engine.io.paths import IMAGE_NAME, index_of_first
-from sparsecv.engine.io.star import StarFile, StarTable
+from sparsecv.engine.io.paths import IMAGE_NAME, index_of_first, name_to_write
+from sparsecv.engine.io.star import StarFile, StarTable, broken_rule
 
 ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 SHIFTS = ("rlnOriginXAngst", "rlnOriginYAngst")
 OLD_SHIFTS = ("rlnOriginX", "rlnOriginY")
 LARGEST_DEFOCUS = 1e6  # A
+# Beyond these a CTF is no longer of an image, and its squares soon no longer finite.
+LARGEST_ANGLE, LARGEST_BFACTOR, LARGEST_SCALE = 1e4, 1e4, 1e3  # degrees, A^2, plain factor
 SMALLEST_BOX = 16
 PIXEL_SIZE_TOLERANCE = 0.02
 
@@ -43,9 +45,11 @@ def find_particles(star: StarFile, fewest: int) -> StarTable:
             file=star.path,
             item=f"data_{name}, column {tomography[0]}",
             rule="single-particle images are refined, not subtomograms",
+            remedy="give extracted single particles",
         )
     if len(table) < fewest:
-        raise InputError("too few particles", file=star.path, value=len(table), rule=f"at least {fewest}")
+        raise InputError("too few particles", file=star.path, item=f"data_{name}", value=len(table),
+                         rule=f"at least {fewest}", remedy="give the STAR file of all particles")  # fmt: skip
     return table
 
 
@@ -63,7 +67,9 @@ def open_stacks(stacks: list[Path], stack_index: NDArray[np.int32], table: StarT
             readers.append(ImageStack(path))
         except InputError as error:
             row = int(np.argmax(stack_index == number))
-            raise table.error(f"image stack cannot be used: {error}", IMAGE_NAME, row) from error
+            value = "" if error.value is None else f" (value {error.value!r})"
+            raise table.error(f"image stack cannot be used: {path}: {error.problem}{value}", IMAGE_NAME, row,
+                              rule=error.rule, remedy=error.remedy) from error  # fmt: skip
     return readers
 
 
@@ -81,7 +87,8 @@ def check_stacks(
     if beyond.any():
         row = int(np.argmax(beyond))
         count = counts[stack_index[row]]
-        raise table.error("the stack has no such image", IMAGE_NAME, row, rule=f"{count} images are in it")
+        raise table.error("the stack has no such image", IMAGE_NAME, row, rule=f"{count} images are in it",
+                          remedy="give the stack that the particles were extracted to")
     box = optics[0].box or readers[0].box
     for number, reader in enumerate(readers):
         if reader.box != box:
@@ -95,7 +102,8 @@ def check_stacks(
                 remedy="extract all particles with one box",
             )
     if box < SMALLEST_BOX:
-        raise InputError("box too small", file=table.path, value=box, rule=f"at least {SMALLEST_BOX} pixels")
+        raise InputError("box too small", file=table.path, value=box, rule=f"at least {SMALLEST_BOX} pixels",
+                         remedy="extract the particles in a larger box, or binned less")
     sizes = np.array([reader.pixel_size for reader in readers])
     expected = optics[0].pixel_size
     # 1.0 is what RELION and others write when they mean nothing by it
@@ -131,6 +139,29 @@ def check_duplicates(
         )
 
 
+def check_names(
+    names: list[str], name_index: NDArray[np.int32], stacks: list[Path], stack_index: NDArray[np.int32],
+    table: StarTable,
+) -> None:  # fmt: skip
+    """Refuse what the results could not name: before the first iteration, not when run_data.star is written.
+
+    Parameters
+    ----------
+    names, name_index
+        Stacks as the file names them, and which of them each particle has.
+    stacks, stack_index
+        The files that they lead to, likewise.
+    """
+    rows = np.unique(name_index, return_index=True)[1]
+    for name, row in zip(names, rows.tolist(), strict=True):
+        written = name_to_write(name, str(stacks[stack_index[row]]))
+        rule = broken_rule(f"000001@{written}")
+        if rule:
+            raise table.error("the stack has a name that a STAR file cannot hold", IMAGE_NAME, row, value=written,
+                              rule=rule, remedy="rename the file or folder, or start where the STAR file's own names "
+                              "lead to the stacks")  # fmt: skip
+
+
 def name_groups(
     table: StarTable, choices: Sequence[str], stacks: list[str], stack_index: NDArray[np.int32]
 ) -> tuple[list[str], NDArray[np.int32]]:
@@ -141,19 +172,36 @@ def name_groups(
     return index_of_first(table.strings(column))
 
 
-def floats_or(table: StarTable, column: str, default: float) -> NDArray[np.float64]:
-    """Return a column, or the default in every row where there is none."""
-    return table.floats(column) if column in table else np.full(len(table), default)
+def floats_or(
+    table: StarTable, column: str, default: float, largest: float = LARGEST_ANGLE, rule: str = "degrees, at most 1e4"
+) -> NDArray[np.float64]:
+    """Return a column, or the default in every row where there is none; larger absolute values are refused."""
+    if column not in table:
+        return np.full(len(table), default)
+    return _within(table, column, table.floats(column), largest, rule)
 
 
-def read_defocus(table: StarTable) -> dict[str, NDArray[np.float64]]:
+def _within(
+    table: StarTable, column: str, values: NDArray[np.float64], largest: float, rule: str
+) -> NDArray[np.float64]:
+    wrong = np.abs(values) > largest
+    if wrong.any():
+        raise table.error("out of range", column, int(np.argmax(wrong)), rule=rule, remedy="correct or remove the row")
+    return values
+
+
+def read_defocus(table: StarTable, notes: list[str]) -> dict[str, NDArray[np.float64]]:
     """Return defocus_u, defocus_v (A; default defocus_u) and defocus_angle (degrees; default 0)."""
     values = {"defocus_u": table.floats("rlnDefocusU")}
     values["defocus_v"] = table.floats("rlnDefocusV") if "rlnDefocusV" in table else values["defocus_u"]
     for column, name in (("rlnDefocusU", "defocus_u"), ("rlnDefocusV", "defocus_v")):
         wrong = np.abs(values[name]) >= LARGEST_DEFOCUS
         if wrong.any():
-            raise table.error("impossible defocus", column, int(np.argmax(wrong)), rule="below 1e6 A")
+            raise table.error("impossible defocus", column, int(np.argmax(wrong)), rule="below 1e6 A",
+                              remedy="correct or remove the row")  # fmt: skip
+    over = int(np.count_nonzero((values["defocus_u"] < 0) | (values["defocus_v"] < 0)))
+    if over:
+        notes.append(f"{table.path}: {over} particles have a negative defocus: they are taken to be overfocused")
     return {**values, "defocus_angle": floats_or(table, "rlnDefocusAngle", 0.0)}
 
 
@@ -161,16 +209,21 @@ def read_angles(table: StarTable) -> NDArray[np.float64] | None:
     """Return (rot, tilt, psi) in degrees, (n, 3), or None where they are not all given or all 0."""
     if not all(column in table for column in ANGLES):
         return None  # extraction and 2D classification write some of the angles only
-    angles = np.stack([table.floats(column) for column in ANGLES], axis=1)
+    rule = "degrees, at most 1e4"
+    angles = np.stack([_within(table, name, table.floats(name), LARGEST_ANGLE, rule) for name in ANGLES], axis=1)
     return angles if angles.any() else None
 
 
-def read_shifts(table: StarTable, pixel_size: float) -> NDArray[np.float64]:
-    """Return the origins (x, y) in A, (n, 2), from those in A or RELION 3.0's in pixels; 0 where there are none."""
-    if all(column in table for column in SHIFTS):
-        return np.stack([table.floats(column) for column in SHIFTS], axis=1)
-    if all(column in table for column in OLD_SHIFTS):
-        return np.stack([table.floats(column) for column in OLD_SHIFTS], axis=1) * pixel_size
+def read_shifts(table: StarTable, group: OpticsGroup) -> NDArray[np.float64]:
+    """Return the origins (x, y) in A, (n, 2), from those in A or RELION 3.0's in pixels; 0 where there are none.
+
+    One that is larger than the box, of which the group of optics tells pixel size and side, leads out of the image.
+    """
+    for columns, factor in ((SHIFTS, 1.0), (OLD_SHIFTS, group.pixel_size)):
+        if all(column in table for column in columns):
+            side = (group.box or LARGEST_BOX) * group.pixel_size / factor
+            rule = f"within the box, {side:g} {'A' if factor == 1 else 'pixels'}"
+            return np.stack([_within(table, name, table.floats(name), side, rule) for name in columns], axis=1) * factor
     return np.zeros((len(table), 2))
 
 
@@ -184,7 +237,8 @@ def read_halves(table: StarTable, notes: list[str] | None) -> NDArray[np.int8]:
         return halves.astype(np.int8)
     wrong = (halves != 1) & (halves != 2)
     if wrong.any():
-        raise table.error("not a half set", column, int(np.argmax(wrong)), rule="1 or 2 in every row, or 0 in all")
+        raise table.error("not a half set", column, int(np.argmax(wrong)), rule="1 or 2 in every row, or 0 in all",
+                          remedy="remove the column to have half sets drawn")
     if halves.min() == halves.max():
         if notes is not None:
             notes.append(f"{table.path}: all particles are in half set {halves[0]}")

@@ -26,12 +26,14 @@ from scipy.spatial.transform import Rotation
 from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.atomic import atomic_write
 from sparsecv.engine.io.checks import ANGLES, SHIFTS
+from sparsecv.engine.io.npz import LONGEST_HEADER, check_array
 from sparsecv.engine.io.particles import ParticleTable
 from sparsecv.engine.io.paths import IMAGE_NAME, split_image_names
 from sparsecv.engine.io.regular import read_bytes
-from sparsecv.engine.io.star import StarFile
+from sparsecv.engine.io.star import StarFile, broken_rule
 from sparsecv.engine.physics.geometry import euler_to_matrix, matrix_to_euler
 
+REMEDY = "export the particles from cryoSPARC again"
 UID = "csUid"  # no column of RELION's, which keeps columns that it does not know
 MAGIC = b"\x93NUMPY"
 IMAGES = ("blob/path", "blob/idx", "blob/shape", "blob/psize_A")
@@ -57,6 +59,20 @@ ALIGNMENT = [
 ]  # fmt: skip
 ONE = ("blob/sign", "ctf/scale", "ctf/scale_const", "alignments3D/alpha", "alignments3D/class_posterior",
        "alignments3D/class_ess")  # fmt: skip
+
+# By field, what NumPy calls the kinds that it may be of, the shape of its values, and both in words.
+NUMBERS, WHOLE, TEXT = "fiu", "iu", "SU"
+FIELDS: dict[str, tuple[str, tuple[int, ...], str]] = {
+    "blob/path": (TEXT, (), "text"), "location/micrograph_path": (TEXT, (), "text"),
+    "location/center_x_frac": (NUMBERS, (), "a number"), "location/center_y_frac": (NUMBERS, (), "a number"),
+    "location/micrograph_shape": (NUMBERS, (2,), "2 numbers"),
+}  # fmt: skip
+for _field in np.dtype([*NEW, *ALIGNMENT]).fields.items():  # type: ignore[union-attr]  # it has fields
+    _kinds = WHOLE if _field[1][0].base.kind == "u" else NUMBERS
+    _words = "whole number" if _kinds == WHOLE else "number"
+    _shape = _field[1][0].shape
+    if _field[0] != "ctf/type":
+        FIELDS[_field[0]] = (_kinds, _shape, f"{_shape[0]} {_words}s" if _shape else f"a {_words}")
 
 
 def read_cs(path: str | Path, passthroughs: Sequence[str | Path] = ()) -> NDArray[Any]:
@@ -89,18 +105,27 @@ def _load(path: Path) -> NDArray[Any]:
     content = read_bytes(path)
     rule = "a .cs file of cryoSPARC: a NumPy table of plain rows"
     if not content.startswith(MAGIC):
-        raise InputError("is no .cs file of cryoSPARC", file=path, value=content[:8], rule=rule)
+        raise InputError("is no .cs file of cryoSPARC", file=path, value=content[:8], rule=rule,
+                         remedy=REMEDY)
     try:
-        # a table of a hundred fields has a header longer than NumPy reads by default; it is parsed as a literal
-        table = np.load(io.BytesIO(content), allow_pickle=False, max_header_size=1_000_000)
+        check_array(io.BytesIO(content), len(content))
+        table = np.load(io.BytesIO(content), allow_pickle=False, max_header_size=LONGEST_HEADER)
     except Exception as error:  # a damaged header fails in one of many ways, SyntaxError and MemoryError among them
-        raise InputError(f"cannot be read: {error}", file=path, rule=rule) from error
+        raise InputError(f"cannot be read: {str(error)[:200]}", file=path, rule=rule, remedy=REMEDY) from error
     if table.dtype.names is None or table.ndim != 1:
-        raise InputError("holds no table of named fields", file=path, value=str(table.dtype), rule=rule)
-    if "uid" not in table.dtype.names or table.dtype["uid"].kind not in "iu":
-        raise InputError("has no field uid", file=path, rule=rule)
+        raise InputError("holds no table of named fields", file=path, value=str(table.dtype)[:200], rule=rule,
+                         remedy=REMEDY)
+    if "uid" not in table.dtype.names:
+        raise InputError("has no field uid", file=path, rule=rule, remedy=REMEDY)
+    for name, (kinds, shape, words) in FIELDS.items():
+        if name in table.dtype.names:
+            base, own = table.dtype[name].base, table.dtype[name].shape
+            if base.kind not in kinds or own != shape:
+                raise InputError("is of another type", file=path, item=name, value=str(table.dtype[name]), rule=words,
+                                 remedy=REMEDY)  # fmt: skip
     if len(np.unique(table["uid"])) < len(table):
-        raise InputError("a uid occurs twice", file=path, rule="each row is one particle")
+        raise InputError("a uid occurs twice", file=path, rule="each row is one particle",
+                         remedy="remove the duplicates in cryoSPARC")
     return table
 
 
@@ -112,7 +137,8 @@ def _joined(table: NDArray[Any], other: NDArray[Any], path: Path) -> NDArray[Any
     if is_missing.any():
         raise InputError(f"{int(is_missing.sum())} of {len(table)} particles are not in it", file=path,
                          item=f"uid {table['uid'][int(np.argmax(is_missing))]}",
-                         rule="the passthrough file of the same job")
+                         rule="the passthrough file of the same job",
+                         remedy="give that with --passthrough")
     added = [name for name in _names(other) if name not in _names(table)]
     return _with_fields(table, [(name, other.dtype[name], other[name][rows]) for name in added])
 
@@ -159,12 +185,14 @@ def star_of_cs(table: NDArray[Any], path: str | Path) -> tuple[StarFile, list[st
         raise InputError(f"has no {', '.join(missing)}", file=path, rule="images and CTF of each particle",
                          remedy="give the passthrough file of the same job with --passthrough")
     if len(table) == 0:
-        raise InputError("holds no particles", file=path)
+        raise InputError("holds no particles", file=path, rule="at least one row", remedy=REMEDY)
     for name in names:
         if table.dtype[name].base.kind == "f" and name in _USED and not np.isfinite(table[name]).all():
             row = int(np.argmin(np.isfinite(table[name]).reshape(len(table), -1).all(axis=1)))
             raise InputError("not a finite number", file=path, item=f"row {row + 1}, {name}",
-                             value=table[name][row].tolist())  # fmt: skip
+                             value=table[name][row].tolist(), rule="finite numbers",
+                             remedy="remove the particle in cryoSPARC")  # fmt: skip
+    _check_values(table, path)
     groups, index = _groups(table, path)
     columns: dict[str, Any] = {IMAGE_NAME: _image_names(table)}
     columns |= _micrographs(table)
@@ -189,6 +217,30 @@ def star_of_cs(table: NDArray[Any], path: str | Path) -> tuple[StarFile, list[st
     star.add_loop("optics", groups)
     star.add_loop("particles", columns)
     return star, _lost(table, path)
+
+
+def _check_values(table: NDArray[Any], path: str | Path) -> None:
+    """Refuse, with InputError, values that no STAR file of particles can have, or no particle has."""
+    ranges = {
+        "blob/idx": (0, 2**31 - 2, "0 or more, below 2^31"), "blob/shape": (1, 2**20, "1 or more pixels"),
+        "blob/psize_A": (1e-6, 1000, "0 < pixel size < 1000 A"), "alignments3D/split": (0, 1, "0 or 1"),
+    }  # fmt: skip
+    for name, (low, high, rule) in ranges.items():
+        if name in _names(table):
+            good = ((table[name] >= low) & (table[name] <= high)).reshape(len(table), -1).all(axis=1)
+            if not good.all():
+                row = int(np.argmin(good))
+                raise InputError("out of range", file=path, item=f"row {row + 1}, {name}", rule=rule,
+                                 value=table[name][row].tolist(), remedy=REMEDY)  # fmt: skip
+    for name in ("blob/path", "location/micrograph_path"):
+        if name in _names(table):
+            values, first = np.unique(table[name], return_index=True)
+            for value, row in zip(values, first.tolist(), strict=True):
+                text = _text(value).removeprefix(">")
+                rule = broken_rule(f"000001@{text}") or ("" if text or name != "blob/path" else "the name of a file")
+                if rule:
+                    raise InputError("a name that a STAR file cannot hold", file=path, item=f"row {row + 1}, {name}",
+                                     value=text, rule=rule, remedy="rename the file, or link to it under a plain name")
 
 
 _USED = {*IMAGES, *OPTICS, *DEFOCUS, *POSE, "ctf/phase_shift_rad", "ctf/bfactor", "ctf/scale", "blob/sign",
@@ -233,7 +285,8 @@ def _groups(table: NDArray[Any], path: str | Path) -> tuple[dict[str, Any], NDAr
     if (shape[:, 0] != shape[:, 1]).any():
         row = int(np.argmax(shape[:, 0] != shape[:, 1]))
         raise InputError("images are not square", file=path, item=f"row {row + 1}, blob/shape",
-                         value=table["blob/shape"][row].tolist())  # fmt: skip
+                         value=table["blob/shape"][row].tolist(), rule="rows = columns",
+                         remedy="extract the particles in square boxes")  # fmt: skip
     # rounded as float32 prints: 1.31 is 1.30999994 in the file
     values = np.stack([identifier, shape[:, 0], *(_tidy(table, name) for name in ("blob/psize_A", *OPTICS))], axis=1)
     groups, index = np.unique(values, axis=0, return_inverse=True)

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from numpy.typing import NDArray
 from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.atomic import atomic_text
 from sparsecv.engine.io.regular import open_regular
+
+LARGEST_MODEL = 2_000_000_000  # bytes: twice the text of the largest entry of the PDB
 
 
 def read_structure(
@@ -41,16 +45,18 @@ def read_structure(
         Not a regular file, unreadable, without atoms, no such assembly, or a coordinate, B-factor or occupancy that is
         not finite.
     """
-    os.close(open_regular(path))
+    _check_size(open_regular(path), path)
     try:
         structure = gemmi.read_structure(str(path))
         structure.setup_entities()
         if assembly is not None:
             structure.transform_to_assembly(assembly, gemmi.HowToNameCopiedChain.AddNumber)
     except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"not a usable atomic model: {error}", file=path, rule="PDB or mmCIF") from error
+        raise InputError(f"not a usable atomic model: {error}", file=path, rule="PDB or mmCIF",
+                         remedy="give the model as PDB or mmCIF") from error
     if not len(structure) or not structure[0].count_atom_sites():
-        raise InputError("holds no atoms", file=path, rule="PDB or mmCIF with at least one atom")
+        raise InputError("holds no atoms", file=path, rule="PDB or mmCIF with at least one atom",
+                         remedy="give the model as PDB or mmCIF")
     if len(structure) > 1 and said is not None:
         said.append(f"the file holds {len(structure)} models: only the first is used")
     for number in range(len(structure) - 1, 0, -1):
@@ -59,8 +65,27 @@ def read_structure(
         numbers = [*found.atom.pos.tolist(), found.atom.b_iso, found.atom.occ]
         if not np.isfinite(numbers).all():
             raise InputError("coordinates, B-factor or occupancy are not finite", file=path, item=f"atom {found}",
-                             value=numbers, remedy="correct or remove the atom")
+                             value=numbers, rule="finite numbers", remedy="correct or remove the atom")
     return structure
+
+
+def _check_size(handle: int, path: str | Path) -> None:
+    """Refuse, with InputError, a compressed file that unpacks to more than any model has."""
+    with os.fdopen(handle, "rb") as stream:
+        if stream.read(2) != b"\x1f\x8b":
+            return
+        stream.seek(0)
+        unpacked = 0
+        try:
+            with gzip.open(stream) as content:
+                while unpacked <= LARGEST_MODEL and (part := content.read(1 << 24)):
+                    unpacked += len(part)
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"damaged: {error}", file=path, rule="a whole gzip file",
+                             remedy="fetch it again, or unpack it") from error
+        if unpacked > LARGEST_MODEL:
+            raise InputError("unpacks to more than any atomic model", file=path,
+                             rule=f"at most {LARGEST_MODEL / 1e9:.0f} GB", remedy="give the model that was meant")
 
 
 def write_structure(

@@ -7,7 +7,9 @@ position, without loading them, through a small set of open files that is shared
 
 from __future__ import annotations
 
+import math
 import os
+import stat
 import threading
 import zlib
 from collections import OrderedDict
@@ -27,9 +29,11 @@ from sparsecv.engine.io.regular import open_regular
 HEADER_BYTES = 1024
 MODES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 LARGEST_SIDE = 1 << 20  # pixels; a larger number in a header is damage
+LARGEST_BOX = 4096  # pixels of a particle's image
 OPEN_FILES = 128  # of the usual limit of 1024 per process
 CHECKSUM = "sparsecv crc32 "  # beginning of the second label
 SECOND_LABEL = slice(304, 384)  # of the header's bytes
+MRC_RULE, MRC_REMEDY = "an MRC file, unpacked", "copy it again, or have the program that wrote it write it anew"
 READ_BYTES = 1 << 30  # Linux reads at most 2 GiB in one call
 
 
@@ -96,22 +100,26 @@ def read_map(path: str | Path, *, cubic: bool = True, pixel_size: float | None =
     handle = open_regular(path)
     try:
         header = _read_header(handle, path)
+        _check_memory(header, path)
         values = np.empty(header.shape[::-1], dtype=header.dtype)
         _pread(handle, values, header.offset, path)
     finally:
         os.close(handle)
     if int(header.fields["ispg"]) >= 401:
-        raise InputError("holds a stack of volumes", file=path, rule="one volume per file")
+        raise InputError("holds a stack of volumes", file=path, rule="one volume per file",
+                         remedy="take one volume out of it")
     order = _axis_order(header, path)
     # values has the axes (sections, rows, columns), which are (maps, mapr, mapc) with x = 1, y = 2, z = 3
     data = np.ascontiguousarray(values.transpose([2 - order.index(axis) for axis in (2, 1, 0)]), dtype=np.float32)
     if cubic and len(set(data.shape)) > 1:
-        raise InputError("not a cubic map", file=path, value=data.shape[::-1], rule="all three sides are equal")
+        raise InputError("not a cubic map", file=path, value=data.shape[::-1], rule="all three sides are equal",
+                         remedy="pad or cut it to a cube")
     finite = np.isfinite(data)
     if not finite.all():
         z, y, x = (int(place) for place in np.unravel_index(int(np.argmin(finite)), data.shape))
         wrong = data.size - int(finite.sum())
-        raise InputError(f"{wrong} values are not finite", file=path, item=f"voxel x, y, z = {x}, {y}, {z}")
+        raise InputError(f"{wrong} values are not finite", file=path, item=f"voxel x, y, z = {x}, {y}, {z}",
+                         rule="finite numbers everywhere", remedy="make the map again")
     size = _isotropic(header, path) if pixel_size is None else float(pixel_size)
     origin = np.array([header.fields["origin"][axis] for axis in "xyz"], dtype=np.float64)
     if not np.isfinite(origin).all() or not origin.any():
@@ -255,7 +263,11 @@ class ImageStack:
         self._header = _read_header(_OPEN.get(self.path).fileno, self.path)
         columns, rows, sections = self._header.shape
         if columns != rows:
-            raise InputError("images are not square", file=self.path, value=(columns, rows), rule="rows = columns")
+            raise InputError("images are not square", file=self.path, value=(columns, rows), rule="rows = columns",
+                             remedy="extract the particles in square boxes")
+        if columns > LARGEST_BOX:
+            raise InputError("no images of particles", file=self.path, value=columns,
+                             rule=f"at most {LARGEST_BOX} pixels a side", remedy="give stacks of extracted particles")
         self.box, self.count = columns, sections
         self.pixel_size = float(self._header.pixel_sizes()[0])
         self.warnings = self._header.warnings
@@ -320,28 +332,49 @@ def _is_current(file: _OpenFile, path: Path) -> bool:
 
 
 def _read_header(handle: int, path: Path) -> MrcHeader:
-    raw = os.pread(handle, HEADER_BYTES, 0)
-    if len(raw) < HEADER_BYTES:
-        raise InputError("too short for an MRC header", file=path, value=len(raw), rule=f"{HEADER_BYTES} bytes")
+    try:
+        raw = os.pread(handle, HEADER_BYTES, 0)
+    except OSError as error:
+        if not stat.S_ISREG(os.fstat(handle).st_mode) or os.fstat(handle).st_size == 0:  # as in /proc
+            raise InputError(f"cannot be read: {error.strerror}", file=path, rule=MRC_RULE,
+                             remedy=MRC_REMEDY) from error
+        raise OSError(error.errno, error.strerror, str(path)) from error
     if raw[:2] in (b"\x1f\x8b", b"BZ"):
-        raise InputError("compressed", file=path, remedy="unpack it: noise hardly compresses")
+        raise InputError("compressed", file=path, rule=MRC_RULE, remedy="unpack it: noise hardly compresses")
+    if len(raw) < HEADER_BYTES:
+        raise InputError("too short for an MRC header", file=path, value=len(raw), rule=f"{HEADER_BYTES} bytes",
+                         remedy=MRC_REMEDY)
     order = _byte_order(raw, path)
     fields = np.frombuffer(raw, dtype=HEADER_DTYPE.newbyteorder(order))[0]
     mode, extended = int(fields["mode"]), int(fields["nsymbt"])
     shape = (int(fields["nx"]), int(fields["ny"]), int(fields["nz"]))
     if mode not in MODES:
-        raise InputError("unknown MRC mode", file=path, value=mode, rule=f"modes {', '.join(map(str, MODES))} are read")
+        raise InputError("unknown MRC mode", file=path, value=mode, rule=f"modes {', '.join(map(str, MODES))} are read",
+                         remedy="convert it to mode 2 (32-bit real)")
     if not all(0 < side <= LARGEST_SIDE for side in shape[:2]) or shape[2] <= 0 or extended < 0:
-        raise InputError("impossible sizes in the MRC header", file=path, value=(*shape, extended))
+        raise InputError("impossible sizes in the MRC header", file=path, value=(*shape, extended),
+                         rule="columns, rows and sections of 1 or more, and 0 or more bytes of extended header",
+                         remedy=MRC_REMEDY)
     dtype = np.dtype(order + MODES[mode])
     needed = HEADER_BYTES + extended + dtype.itemsize * shape[0] * shape[1] * shape[2]
     size = os.fstat(handle).st_size
     if size < needed:
-        raise InputError("truncated", file=path, value=size, rule=f"its header announces {needed} bytes")
+        raise InputError("truncated", file=path, value=size, rule=f"its header announces {needed} bytes",
+                         remedy=MRC_REMEDY)
     notes = []
     if size > needed:
         notes.append(f"{path}: {size - needed} bytes beyond the {shape[2]} sections of its header are ignored")
     return MrcHeader(shape, dtype, HEADER_BYTES + extended, fields, tuple(notes))
+
+
+def _check_memory(header: MrcHeader, path: Path) -> None:
+    """Refuse a map that this machine cannot hold: a sparse file takes no space on the disk, whatever it announces."""
+    needed = math.prod(header.shape) * (header.dtype.itemsize + 4)
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise InputError("larger than the memory", file=path, value=header.shape,
+                         rule=f"a map takes {needed / 1e9:.0f} GB, and this machine has {there / 1e9:.0f} GB",
+                         remedy="cut or bin the map")
 
 
 def _byte_order(raw: bytes, path: Path) -> str:
@@ -350,7 +383,9 @@ def _byte_order(raw: bytes, path: Path) -> str:
         if int(np.frombuffer(raw, dtype=order + "i4", count=4)[3]) in range(128):
             if int(np.frombuffer(raw, dtype=order + "i4", count=4)[0]) in range(1, LARGEST_SIDE + 1):
                 return order
-    raise InputError("not an MRC file", file=path, value=raw[:16], rule="it begins with three sizes and a mode")
+    # what it holds is not shown: a STAR file may name any file, and a message may be read by anybody
+    raise InputError("not an MRC file", file=path, rule="it begins with three sizes and a mode",
+                     remedy="give a map or stack in MRC format")
 
 
 def _axis_order(header: MrcHeader, path: Path) -> list[int]:
@@ -360,17 +395,20 @@ def _axis_order(header: MrcHeader, path: Path) -> list[int]:
         return [0, 1, 2]
     if sorted(order) != [0, 1, 2]:
         value = [axis + 1 for axis in order]
-        raise InputError("impossible axis order", file=path, value=value, rule="1, 2 and 3 in any order")
+        raise InputError("impossible axis order", file=path, value=value, rule="1, 2 and 3 in any order",
+                         remedy=MRC_REMEDY)
     return order
 
 
 def _isotropic(header: MrcHeader, path: Path) -> float:
     sizes = header.pixel_sizes()
     if not (sizes > 0).all():
-        raise InputError("no pixel size in the header", file=path, remedy="write it into the header")
+        raise InputError("no pixel size in the header", file=path, rule="a pixel size above 0",
+                         remedy="write it into the header")
     if sizes.max() > 1.01 * sizes.min():
         value = sizes.round(4).tolist()
-        raise InputError("pixel sizes differ between the axes", file=path, value=value, rule="equal within 1 %")
+        raise InputError("pixel sizes differ between the axes", file=path, value=value, rule="equal within 1 %",
+                         remedy="correct the header, or resample the map")
     return float(sizes[0])
 
 

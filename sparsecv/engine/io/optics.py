@@ -130,13 +130,16 @@ def _optics_table(table: StarTable, particles: StarTable, notes: list[str]) -> M
     if "rlnImageDimensionality" in table and (table.integers("rlnImageDimensionality") != 2).any():
         row = int(np.argmax(table.integers("rlnImageDimensionality") != 2))
         rule = "2: subtomograms are not refined"
-        raise table.error("not two-dimensional images", "rlnImageDimensionality", row, rule=rule)
+        raise table.error("not two-dimensional images", "rlnImageDimensionality", row, rule=rule,
+                          remedy="give extracted single particles")
     numbers = table.integers("rlnOpticsGroup") if "rlnOpticsGroup" in table else np.arange(1, len(table) + 1)
     if len(numbers) == 0:
-        raise InputError("the optics table is empty", file=particles.path, item="data_optics")
+        raise InputError("the optics table is empty", file=particles.path, item="data_optics",
+                         rule="at least one optics group", remedy="export the particles again")
     if len(np.unique(numbers)) < len(numbers):
         row = int(np.setdiff1d(np.arange(len(numbers)), np.unique(numbers, return_index=True)[1])[0])
-        raise table.error("an optics group occurs twice", "rlnOpticsGroup", row, rule="every group has its own number")
+        raise table.error("an optics group occurs twice", "rlnOpticsGroup", row, rule="every group has its own number",
+                          remedy="number the groups anew")
     fields = _common_fields(table, _pixel_sizes(table, particles), notes)
     count = len(numbers)
     named = "rlnOpticsGroupName" in table
@@ -160,6 +163,7 @@ def _membership(numbers: NDArray[np.int64], particles: StarTable) -> NDArray[np.
             file=particles.path,
             item=f"data_{particles.name}",
             rule="with several optics groups every particle names its own",
+            remedy="add the column, or export the particles again",
         )
     asked = particles.integers("rlnOpticsGroup")
     order = np.argsort(numbers)
@@ -168,7 +172,8 @@ def _membership(numbers: NDArray[np.int64], particles: StarTable) -> NDArray[np.
     wrong = numbers[index] != asked
     if wrong.any():
         rule = f"groups are {', '.join(str(number) for number in numbers)}"
-        raise particles.error("no such optics group", "rlnOpticsGroup", int(np.argmax(wrong)), rule=rule)
+        raise particles.error("no such optics group", "rlnOpticsGroup", int(np.argmax(wrong)), rule=rule,
+                              remedy="correct the row, or add the group to data_optics")
     return index.astype(np.int32)
 
 
@@ -191,12 +196,19 @@ def _pixel_sizes(table: StarTable, particles: StarTable) -> NDArray[np.float64]:
     if "rlnDetectorPixelSize" in table and "rlnMagnification" in table:
         magnification = _checked(table, "rlnMagnification", lambda x: x > 0, "above 0")
         detector = _checked(table, "rlnDetectorPixelSize", lambda x: x > 0, "above 0 um")
-        return np.round(1e4 * detector / magnification, 9)
+        sizes = np.round(1e4 * detector / magnification, 9)
+        wrong = ~((sizes > 0) & (sizes < 1000))
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise table.error(f"a pixel size of {sizes[row]:g} A from rlnDetectorPixelSize and rlnMagnification",
+                              "rlnMagnification", row, rule="0 < pixel size < 1000 A", remedy="correct the STAR file")
+        return sizes
     raise InputError(
         "no pixel size",
         file=particles.path,
         item=f"data_{table.name}",
         rule="a column rlnImagePixelSize (A), or in RELION 3.0 rlnDetectorPixelSize (um) and rlnMagnification",
+        remedy="add the column, or the optics table, or export the particles again",
     )
 
 

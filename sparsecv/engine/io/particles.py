@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -15,9 +14,13 @@ from numpy.typing import ArrayLike, NDArray
 from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.checks import (
     ANGLES,
+    LARGEST_ANGLE,
+    LARGEST_BFACTOR,
+    LARGEST_SCALE,
     OLD_SHIFTS,
     SHIFTS,
     check_duplicates,
+    check_names,
     check_stacks,
     find_particles,
     floats_or,
@@ -31,7 +34,7 @@ from sparsecv.engine.io.checks import (
 )
 from sparsecv.engine.io.mrc import ImageStack
 from sparsecv.engine.io.optics import OpticsGroup, add_optics_table, read_optics
-from sparsecv.engine.io.paths import IMAGE_NAME, resolve_stacks, split_image_names
+from sparsecv.engine.io.paths import IMAGE_NAME, name_to_write, resolve_stacks, split_image_names
 from sparsecv.engine.io.star import StarFile, StarTable, positions
 from sparsecv.engine.physics.ctf import CtfParameters
 from sparsecv.engine.physics.geometry import euler_to_matrix, matrix_to_euler
@@ -130,12 +133,14 @@ class ParticleTable:
         optics, optics_index = read_optics(star, table, notes)
         names, stack_index, image_index = split_image_names(table)
         readers: list[ImageStack] = []
-        stacks = [Path(name) for name in names]
+        stacks, name_index = [Path(name) for name in names], stack_index
         if check_images:
             stacks, stack_index = merge_links(resolve_stacks(names, stack_index, table, data_dir), stack_index)
             readers = open_stacks(stacks, stack_index, table)
             optics = check_stacks(readers, stack_index, image_index, table, optics, notes)
         check_duplicates(stack_index, image_index, table, None if independent_halves else notes)
+        if check_images:
+            check_names(names, name_index, stacks, stack_index, table)
         files = [str(path) for path in stacks]
         groups = name_groups(table, ("rlnGroupName", "rlnMicrographName", "rlnGroupNumber"), files, stack_index)
         micrographs = name_groups(table, ("rlnMicrographName", "rlnGroupName", "rlnGroupNumber"), files, stack_index)
@@ -148,12 +153,12 @@ class ParticleTable:
             stacks=tuple(stacks),
             stack_index=stack_index,
             image_index=image_index,
-            **read_defocus(table),
-            phase_shift=floats_or(table, "rlnPhaseShift", 0.0),
-            ctf_bfactor=floats_or(table, "rlnCtfBfactor", 0.0),
-            ctf_scale=floats_or(table, "rlnCtfScalefactor", 1.0),
+            **read_defocus(table, notes),
+            phase_shift=floats_or(table, "rlnPhaseShift", 0.0, LARGEST_ANGLE, "degrees, at most 1e4"),
+            ctf_bfactor=floats_or(table, "rlnCtfBfactor", 0.0, LARGEST_BFACTOR, "at most 1e4 A^2"),
+            ctf_scale=floats_or(table, "rlnCtfScalefactor", 1.0, LARGEST_SCALE, "at most 1e3, 1 by custom"),
             angles=read_angles(table),
-            shifts=read_shifts(table, optics[0].pixel_size),
+            shifts=read_shifts(table, optics[0]),
             halves=read_halves(table, None if independent_halves else notes),
             micrograph_index=micrographs[1],
             micrograph_names=tuple(micrographs[0]),
@@ -339,9 +344,7 @@ class ParticleTable:
         stack_of_name = np.zeros(len(names), dtype=np.int64)
         stack_of_name[name_index] = self.stack_index[index]
         targets = [str(self.stacks[stack]) for stack in stack_of_name]
-        written = [
-            name if os.path.realpath(name) == target else target for name, target in zip(names, targets, strict=True)
-        ]
+        written = [name_to_write(name, target) for name, target in zip(names, targets, strict=True)]
         if written != names:
             rows = zip(numbers.tolist(), name_index.tolist(), strict=True)
             table.set(IMAGE_NAME, [f"{number + 1:06d}@{written[name]}" for number, name in rows])

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sparsecv.engine.io.star import StarTable
 
 IMAGE_NAME = "rlnImageName"
+LONGEST_NUMBER = 100  # digits, zeros in front included
 
 
 def index_of_first(names: Sequence[str]) -> tuple[list[str], NDArray[np.int32]]:
@@ -41,8 +42,10 @@ def split_image_names(table: StarTable) -> tuple[list[str], NDArray[np.int32], N
         number, at, stack = name.partition("@")
         if not at:
             number, stack = "1", name
-        if not (number.isdigit() and 0 < int(number[:19]) < 2**31) or not stack:
-            raise table.error("not an image name", IMAGE_NAME, row, rule="number from 1, @, stack: 000001@stack.mrcs")
+        is_number = number.isdecimal() and len(number) < LONGEST_NUMBER and 0 < int(number) < 2**31
+        if not is_number or not stack:
+            raise table.error("not an image name", IMAGE_NAME, row, rule="number from 1, @, stack: 000001@stack.mrcs",
+                              remedy="correct or remove the row")
         stacks.append(stack)
         numbers.append(int(number))
     names, stack_index = index_of_first(stacks)
@@ -56,6 +59,11 @@ def find_file(name: str, folders: Sequence[Path]) -> Path | None:
         if os.path.exists(path):
             return Path(os.path.realpath(path))
     return None
+
+
+def name_to_write(name: str, target: str) -> str:
+    """The name of a stack in a file that we write: as it was read where it leads to the same file, else absolute."""
+    return name if os.path.realpath(name) == target else target
 
 
 def resolve_stacks(

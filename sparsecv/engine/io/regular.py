@@ -30,15 +30,20 @@ def open_regular(path: str | Path) -> int:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise InputError(f"cannot be opened: {cause}", file=path) from error
+        raise InputError(f"cannot be opened: {cause}", file=path, rule="a file that can be read",
+                         remedy="check its name, and the folder that it is looked for in") from error
     kind = stat.S_IFMT(os.fstat(handle).st_mode)
     if kind != stat.S_IFREG:
         os.close(handle)
-        raise InputError(f"is {KINDS.get(kind, 'special')}", file=path, rule="a regular file is needed")
+        raise InputError(f"is {KINDS.get(kind, 'special')}", file=path, rule="a regular file is needed",
+                         remedy="give a file, or a link to one")
     return handle
 
 
 def read_bytes(path: str | Path) -> bytes:
     """Return the whole content of a regular file."""
     with os.fdopen(open_regular(path), "rb") as file:
-        return file.read()
+        try:
+            return file.read()
+        except OSError as error:  # which names no file by itself
+            raise OSError(error.errno, error.strerror, str(path)) from error

@@ -41,12 +41,13 @@ def remove_leftovers(folder: Path, patterns: Iterable[str]) -> None:
 def refuse_to_overwrite(folder: Path, patterns: Iterable[str], inputs: Iterable[Path | None]) -> None:
     """Refuse, with InputError, a folder that is none, or in which results would take the place of an input."""
     if folder.exists() and not folder.is_dir():
-        raise InputError("is no folder", file=folder, rule="a folder for the results")
+        raise InputError("is no folder", file=folder, rule="a folder for the results",
+                         remedy="choose another output folder")
     for path in inputs:
         if path is not None and path.resolve().parent == folder.resolve():
             if any(fnmatch(path.name, pattern) for pattern in patterns):
                 raise InputError("would be overwritten by the results", file=path,
-                                 remedy="choose another output folder")  # fmt: skip
+                                 rule="inputs are kept", remedy="choose another output folder")  # fmt: skip
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:

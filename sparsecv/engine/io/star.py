@@ -24,6 +24,8 @@ from sparsecv.engine.io.starlines import check_lines, version_comments
 RELION_VERSION = "# version 30001"  # the comment by which RELION >= 3.1 knows that the optics table counts
 UNNAMED = " "  # what gemmi calls a block whose header is a bare "data_"
 CHECKSUM = "# sparsecv crc32 "  # beginning of the first line
+STAR_RULE = "tables that begin with data_, of one loop_ with as many values in each row as columns, each column once"
+STAR_REMEDY = "correct the file there, or export it again"
 RESERVED = ("data_", "loop_", "save_", "stop_", "global_")
 
 
@@ -72,7 +74,8 @@ class StarFile:
         try:
             document = cif.read_string(raw)
         except (ValueError, RuntimeError) as error:
-            raise InputError("not a STAR file that can be read: " + _without_prefix(error), file=path) from error
+            raise InputError("not a STAR file that can be read: " + _without_prefix(error), file=path, rule=STAR_RULE,
+                             remedy=STAR_REMEDY) from error
         for block in document:
             loops = sum(item.loop is not None for item in block)
             if loops > 1 or (loops and sum(1 for _ in block) > 1):
@@ -81,9 +84,14 @@ class StarFile:
                     file=path,
                     item=f"data_{_shown(block.name)}",
                     rule="a table is one loop or a list of single values",
+                    remedy="put them into tables of their own",
                 )
+        if sum(item.loop is not None for block in document for item in block) != len(lines.starting_with(b"loop_")):
+            raise InputError("a loop_ that does not begin a line", file=path, rule="loop_ stands alone on its line",
+                             remedy="remove what stands before it")
         if len(document) == 0:
-            raise InputError("the file holds no table", file=path, rule="a STAR file has at least one data_ header")
+            raise InputError("the file holds no table", file=path, rule="a STAR file has at least one data_ header",
+                             remedy=STAR_REMEDY)
         star = cls(document, path, version_comments(raw, lines))
         star.warnings = _check_sum(raw, path)
         return star
@@ -100,7 +108,8 @@ class StarFile:
         """Return a table by name; InputError names the tables there are when it is absent."""
         if name not in self:
             known = ", ".join(f"data_{known}" for known in self.names)
-            raise InputError(f"there is no table data_{name}", file=self.path, rule=f"the file holds {known}")
+            raise InputError(f"there is no table data_{name}", file=self.path, rule=f"the file holds {known}",
+                             remedy="give the file that was meant")
         return StarTable(self, name)
 
     def add_loop(self, name: str, columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> StarTable:
@@ -322,6 +331,7 @@ class StarTable:
                 file=self.path,
                 item=f"data_{self.name}",
                 rule=f"the columns there are: {', '.join(self.columns)}",
+                remedy="add the column, or export the file again with it",
             )
         return self._block().find_values("_" + column)
 
@@ -364,15 +374,36 @@ def _token(value: Any) -> str:
     if isinstance(value, (float, np.floating)):
         return _as_float(f"{value:.9g}")
     text = str(value)
-    if not text.isascii() or any(ord(character) < 32 and character != "\t" for character in text):
-        raise InputError("text that a STAR file cannot hold", value=text, rule="ASCII without line breaks")
-    is_word = text != "" and not any(character.isspace() for character in text)
-    if is_word and text[0] not in "'\"#_$;" and not text.lower().startswith(RESERVED):
+    rule = broken_rule(text)
+    if rule:
+        raise InputError("text that a STAR file cannot hold", value=text, rule=rule)
+    if _is_word(text):
         return text
-    for quote in '"', "'":
-        if quote not in text:
-            return f"{quote}{text}{quote}"
-    raise InputError("text that a STAR file cannot hold", value=text, rule="not both kinds of quotes beside blanks")
+    return f"'{text}'" if '"' in text else f'"{text}"'
+
+
+def broken_rule(text: str) -> str:
+    """The rule of STAR files by which a text cannot stand in one; empty where it can."""
+    if not text.isascii() or any((ord(c) < 32 and c != "\t") or ord(c) == 127 for c in text):
+        return "ASCII without line breaks"
+    return "" if _is_word(text) or not ("'" in text and '"' in text) else "not both kinds of quotes beside blanks"
+
+
+def holdable(text: str) -> str:
+    """The text as a STAR file can hold it, for names that are there to be read by people.
+
+    What it cannot hold stands there as a Python escape (``\\xe9``), and double quotes as single ones where there are
+    both beside blanks.
+    """
+    plain = "".join(c if 32 <= ord(c) < 127 else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return plain.replace('"', "'") if broken_rule(plain) else plain
+
+
+def _is_word(text: str) -> bool:
+    """Whether a text can stand in a row without quotes."""
+    if text == "" or any(character.isspace() for character in text):
+        return False
+    return text[0] not in "'\"#_$;" and not text.lower().startswith(RESERVED)
 
 
 def _pairs(block: cif.Block) -> list[tuple[str, str]]:

@@ -70,7 +70,8 @@ def check_lines(raw: bytes, path: Path) -> Lines:
         comment inside a loop; with file and line.
     """
     if b"\0" in raw[:CHUNK] or raw[:2] in (b"\x1f\x8b", b"BZ"):
-        raise InputError("binary or compressed", file=path, rule="a STAR file is plain text")
+        raise InputError("binary or compressed", file=path, rule="a STAR file is plain text",
+                         remedy="unpack it, or export it as STAR")
     lines = split_lines(raw)
     if not raw.isascii() or b"\0" in raw:
         bad = next(i for i in range(len(lines)) if not lines.text(i).isascii() or b"\0" in lines.text(i))
@@ -82,10 +83,21 @@ def check_lines(raw: bytes, path: Path) -> Lines:
             rule="STAR files are ASCII",
             remedy="rename the file that it names, or link to it under a plain name",
         )
+    several = lines.starting_with(b";")
+    if len(several):
+        raise InputError("a text of several lines", file=path, item=f"line {several[0] + 1}",
+                         value=lines.text(int(several[0]))[:80].decode("ascii"),
+                         rule="every value is one word, or quoted on one line; no line begins with ;",
+                         remedy="remove the table or column that has it")
     blank = np.flatnonzero(lines.words == 0)
     headers = np.union1d(lines.starting_with(b"data_"), lines.starting_with(b"loop_"))
     comments = lines.starting_with(b"#")
     for loop in lines.starting_with(b"loop_"):
+        words = lines.text(int(loop)).split()
+        if words[0] != b"loop_" or (words[1:] and not words[1].startswith(b"#")):
+            raise InputError("loop_ and more on one line", file=path, item=f"line {loop + 1}",
+                             value=lines.text(int(loop))[:80].decode("ascii"), rule="loop_ stands alone on its line",
+                             remedy="put what follows it on the next line")
         _check_loop(lines, int(loop), (blank, headers, comments), path)
     return lines
 
@@ -127,7 +139,8 @@ def _check_loop(lines: Lines, loop: int, special: tuple[NDArray[np.int64], ...],
             if text.startswith(b"#") and all(lines.text(later).startswith(b"#") for later in range(line, end)):
                 break
             problem = "a comment inside a loop" if text.startswith(b"#") else "a single value inside a loop"
-            raise InputError(problem, file=path, item=f"line {line + 1}", rule="rows follow each other without a break")
+            raise InputError(problem, file=path, item=f"line {line + 1}", rule="rows follow each other without a break",
+                             remedy="remove the line, or put a blank line and a new table before it")
         count = len(TOKEN.findall(text))
         if count != columns:
             raise InputError(

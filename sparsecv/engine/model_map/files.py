@@ -16,7 +16,7 @@ from sparsecv.engine.io.atomic import atomic_text
 from sparsecv.engine.io.models import write_structure
 from sparsecv.engine.io.mrc import write_map
 from sparsecv.engine.io.results import write_json
-from sparsecv.engine.io.star import StarFile
+from sparsecv.engine.io.star import StarFile, holdable
 from sparsecv.engine.model_map.curves import Crossing, Curve
 from sparsecv.engine.model_map.pictures import PAGE, PICTURES, SETTINGS, WORST, draw_pictures, write_page
 from sparsecv.engine.model_map.results import Validation
@@ -79,7 +79,7 @@ def _write_curves(found: Validation, path: Path) -> None:
     rows: dict[str, list[Any]] = {}
     for name, chain in found.chains.items():
         part = _shells(len(chain.curve.values), chain.grid.length) | _banded("fscModelMasked", chain.curve)
-        rows.setdefault("chainName", []).extend([name] * len(chain.curve.values))
+        rows.setdefault("chainName", []).extend([holdable(name)] * len(chain.curve.values))
         for column, values in part.items():
             rows.setdefault(column, []).extend(values.tolist())
     if rows:

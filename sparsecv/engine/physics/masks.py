@@ -296,7 +296,8 @@ def check_mask(
         raise InputError("mask values outside [0, 1]", file=file, value=(low, high), rule="0 = solvent, 1 = particle",
                          remedy="make a mask of the map; a density map is not a mask")
     if high < 0.5:
-        raise InputError("mask is empty", file=file, value=high, rule="reaches 1 inside the particle")
+        raise InputError("mask is empty", file=file, value=high, rule="reaches 1 inside the particle",
+                         remedy="make a mask of the map")
     return _mask_warnings(mask, file or "mask")
 
 

@@ -7,6 +7,7 @@ program wrote is not damaged: it is refused, as going on from an older one would
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import fields
@@ -18,6 +19,7 @@ import numpy as np
 from sparsecv import __version__
 from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.npz import read_npz, write_npz
+from sparsecv.engine.io.regular import open_regular
 from sparsecv.engine.refine.state import HalfState, ParticleState, RefinementState
 
 FORMAT = 3
@@ -71,14 +73,21 @@ def load_checkpoint(folder: Path, warn: Callable[[str], None]) -> tuple[Refineme
     """
     for path in _all(folder):
         try:
-            found = _read(path)
-            if path != checkpoint_path(folder, found[0].iteration):
-                warn(f"{path} holds iteration {found[0].iteration}: files were renamed; the run goes on after that one")
-            return found
-        except InputError:
-            raise
+            with os.fdopen(open_regular(path), "rb") as stream:
+                arrays, plain = read_npz(stream)
+            version = plain["format"], plain.get("version", "an early one")
         except Exception as error:  # the readers of zip, npy and JSON each show damage in several ways
             warn(f"{path} is damaged ({error}); the checkpoint before it is used")
+            continue
+        _check_version(path, *version)
+        try:
+            found = _state(arrays, plain)
+        except Exception as error:
+            warn(f"{path} is damaged ({error!r}); the checkpoint before it is used")
+            continue
+        if path != checkpoint_path(folder, found[0].iteration):
+            warn(f"{path} holds iteration {found[0].iteration}: files were renamed; the run goes on after that one")
+        return found
     return None
 
 
@@ -89,16 +98,18 @@ def _all(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found, reverse=True)]
 
 
-def _read(path: Path) -> tuple[RefinementState, dict[str, object]]:
-    with open(path, "rb") as stream:
-        arrays, plain = read_npz(stream)
-    if plain["format"] != FORMAT:
+def _check_version(path: Path, number: object, version: object) -> None:
+    """Refuse, with InputError, a checkpoint of another format."""
+    if number != FORMAT:
         raise InputError(
-            f"was written by another version of sparsecv ({plain.get('version', 'an early one')})", file=path,
-            item="format", value=plain["format"], rule=f"{FORMAT}, which version {__version__} reads",
+            f"was written by another version of sparsecv ({version})", file=path,
+            item="format", value=number, rule=f"{FORMAT}, which version {__version__} reads",
             remedy="go on with the version that began the run, or leave --continue away to start again, which removes "
             "the earlier results",
         )  # fmt: skip
+
+
+def _state(arrays: dict[str, np.ndarray], plain: dict[str, Any]) -> tuple[RefinementState, dict[str, object]]:
     particles = ParticleState(**{f.name: arrays[f"particles.{f.name}"] for f in fields(ParticleState)})
     halves = []
     for number in (1, 2):

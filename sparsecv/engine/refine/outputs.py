@@ -13,7 +13,7 @@ import numpy as np
 from sparsecv.engine.io.mrc import write_map
 from sparsecv.engine.io.particles import ParticleTable
 from sparsecv.engine.io.results import write_json
-from sparsecv.engine.io.star import StarFile
+from sparsecv.engine.io.star import StarFile, holdable
 from sparsecv.engine.refine.loop import Iteration, Refinement
 from sparsecv.engine.refine.noise import signal_to_noise
 from sparsecv.engine.refine.regularisers.nonuniform import BAND_LIMIT, mean_band_limit
@@ -183,7 +183,7 @@ def write_model_star(path: Path, refinement: Refinement, iteration: Iteration) -
     in_group = _counts(refinement, table.group_index, len(table.group_names))
     star.add_loop("model_groups", {
         "rlnGroupNumber": np.arange(1, len(table.group_names) + 1),
-        "rlnGroupName": list(table.group_names),
+        "rlnGroupName": [holdable(name) for name in table.group_names],
         "rlnGroupNrParticles": np.bincount(table.group_index, minlength=len(table.group_names)),
         "rlnGroupScaleCorrection": mean_of_halves([half.scale for half in state.halves], in_group),
     })  # fmt: skip

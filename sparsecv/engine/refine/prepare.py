@@ -92,7 +92,9 @@ def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progre
     _check_mtf(table, warn)
     state = _start(settings, kernels, particles, reference * support, comm)
     # A global search finds the grey scale together with the poses, in its first iteration.
-    grey_scales = comm.at_root(lambda: _fit_grey_scales(kernels, particles, state)) if settings.local else {}
+    grey_scales: dict[int, float] = {}
+    if settings.local:
+        grey_scales = comm.at_root(lambda: _fit_grey_scales(kernels, particles, state, settings.reference))
     for number, factor in grey_scales.items():
         state.halves[number].reference *= np.float32(factor)
     return Refinement(
@@ -133,6 +135,7 @@ def memory_plan_of(
 
 def _check_mtf(table: ParticleTable, warn: Warn) -> None:
     """Read the detector's MTF once before the first iteration, so that the last one does not fail on it."""
+    detector_pixel_size(table)
     names = {group.mtf for group in table.optics}
     if len(names) > 1:
         warn("optics groups differ in rlnMtfFileName: that of the first is used in post-processing")
@@ -141,6 +144,20 @@ def _check_mtf(table: ParticleTable, warn: Warn) -> None:
         MtfCurve.read(mtf)
     elif mtf:
         warn(f"{mtf} (rlnMtfFileName) is not there: post-processing goes without an MTF correction")
+
+
+def detector_pixel_size(table: ParticleTable) -> float:
+    """Pixel size in A at which the MTF was measured: that of the micrographs before any binning."""
+    column = "rlnMicrographOriginalPixelSize"
+    if "optics" not in table.star or column not in table.star.table("optics"):
+        return table.pixel_size
+    optics = table.star.table("optics")
+    values = optics.floats(column)
+    wrong = ~((values > 0) & (values < 1000))
+    if wrong.any():
+        raise optics.error("out of range", column, int(np.argmax(wrong)), rule="0 < pixel size < 1000 A",
+                           remedy="correct the STAR file")
+    return float(values[0])
 
 
 def _common(settings: RefineSettings, geometry: Geometry) -> Common | None:
@@ -166,6 +183,10 @@ def _read_reference(settings: RefineSettings, table: ParticleTable, warn: Warn) 
     given = read_map(settings.reference, pixel_size=settings.reference_pixel_size)
     for text in given.warnings:
         warn(text)
+    level = float(given.data.flat[0])
+    if (given.data == level).all():
+        raise InputError("the starting map is flat", file=settings.reference, value=level,
+                         rule="roughly the shape of the particle", remedy="give a map")
     size, box = given.pixel_size, given.data.shape[0]
     if box == table.box and _is_alike(size, table.pixel_size):
         return given.data
@@ -245,7 +266,7 @@ def _start(
     return RefinementState(state, (halves[0], halves[1]), curve, band, stage, rejected=rejected)
 
 
-def _fit_grey_scales(ops: Any, particles: Particles, state: RefinementState) -> dict[int, float]:
+def _fit_grey_scales(ops: Any, particles: Particles, state: RefinementState, path: Path) -> dict[int, float]:
     """Factors that bring the halves' references to the grey scale of the images at the poses given."""
     factors = {}
     for number, half in enumerate(state.halves):
@@ -254,7 +275,7 @@ def _fit_grey_scales(ops: Any, particles: Particles, state: RefinementState) -> 
         volume = map_to_volume(ops, ops.xp.asarray(half.reference), spared)
         factor = grey_scale_at_poses(ops, particles, state.particles, half, members, volume, spared)
         if factor <= 0:
-            raise InputError("the reference does not fit the images at their poses", value=round(factor, 4),
+            raise InputError("the reference does not fit the images at their poses", file=path, value=round(factor, 4),
                              item="scale of the reference", rule="positive", remedy="invert the contrast of the images "
                              "or of the reference (particles are white), or check the hand and the poses")
         factors[number] = factor
@@ -265,8 +286,39 @@ def _unusable(table: ParticleTable, comm: Comm, block: int = 1024) -> dict[int, 
     """Reason for each image that cannot be used, by row: no usable numbers, or far from the others' grey scale."""
     own = _examined(table, range(comm.rank * block, len(table), comm.size * block), block)
     parts = comm.gathered(own)
-    return comm.at_root(lambda: _outliers(table, summed([part[0] for part in parts]),
-                                          {row: text for part in parts for row, text in part[1].items()}))
+    return comm.at_root(lambda: _judged(table, summed([part[0] for part in parts]),
+                                        {row: text for part in parts for row, text in part[1].items()}))
+
+
+def _judged(table: ParticleTable, deviation: np.ndarray, found: dict[int, str]) -> dict[int, str]:
+    """Reason for each image that is set aside, by row, once none is known to occur twice."""
+    check_copies(table, deviation)
+    return _outliers(table, deviation, found)
+
+
+def check_copies(table: ParticleTable, deviation: np.ndarray) -> None:
+    """Refuse, with InputError, one image under two names, as where particles were joined with a copy of themselves.
+
+    Half sets that hold the same images agree on their noise: their FSC would be no evidence of anything.
+
+    Parameters
+    ----------
+    deviation
+        Standard deviation of each image (n,), 0 for those without usable numbers: only images in which it is the same
+        to the last bit are compared.
+    """
+    order = np.argsort(deviation, kind="stable")
+    same = np.flatnonzero((np.diff(deviation[order]) == 0) & (deviation[order[1:]] > 0))
+    for place in same.tolist():
+        first, second = sorted((int(order[place]), int(order[place + 1])))
+        images, _ = table.read_images([first, second])
+        if np.array_equal(images[0], images[1]):
+            where = "both half sets" if table.halves[first] != table.halves[second] else "one half set"
+            row = int(table.identifiers[first]) + 1
+            raise table.star.table(table.table_name).error(
+                f"the same image, to the last bit, as in row {row}, under another name and in {where}", "rlnImageName",
+                int(table.identifiers[second]), rule="every image occurs once: in both half sets it would fake "
+                "resolution", remedy="remove the copies")  # fmt: skip
 
 
 def _examined(table: ParticleTable, starts: range, block: int) -> tuple[np.ndarray, dict[int, str]]:
@@ -285,6 +337,8 @@ def _examined(table: ParticleTable, starts: range, block: int) -> tuple[np.ndarr
 
 def _outliers(table: ParticleTable, deviation: np.ndarray, found: dict[int, str]) -> dict[int, str]:
     """What was found, in the order of the rows, and images far from the others' grey scale."""
+    for row in np.flatnonzero(table.ctf_scale == 0).tolist():
+        found.setdefault(row, "its CTF has the weight 0 (rlnCtfScalefactor)")
     found = dict(sorted(found.items()))
     for number in range(len(table.optics)):
         known = np.flatnonzero((table.optics_index == number) & (deviation > 0))

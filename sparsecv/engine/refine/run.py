@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from sparsecv.engine.errors import InputError, Terminated
-from sparsecv.engine.io.particles import ParticleTable
 from sparsecv.engine.io.results import remove_leftovers, remove_results
 from sparsecv.engine.physics.masks import sphere
 from sparsecv.engine.ranks import ALONE, Comm
@@ -37,7 +36,7 @@ from sparsecv.engine.refine.outputs import (
     write_rejected,
     write_strengths_picture,
 )
-from sparsecv.engine.refine.prepare import Warn, check_rejected, prepare
+from sparsecv.engine.refine.prepare import Warn, check_rejected, detector_pixel_size, prepare
 from sparsecv.engine.refine.regularisers import NonUniform
 from sparsecv.engine.refine.regularisers.nonuniform import mean_band_limit
 from sparsecv.engine.refine.settings import RefineSettings
@@ -265,14 +264,6 @@ def _final_mask(
                        threads, warn)
 
 
-def _detector_pixel_size(table: ParticleTable) -> float:
-    """Pixel size in A at which the MTF was measured: that of the micrographs before any binning."""
-    column = "rlnMicrographOriginalPixelSize"
-    if "optics" in table.star and column in table.star.table("optics"):
-        return float(table.star.table("optics").floats(column)[0])
-    return table.pixel_size
-
-
 def _finish(
     refinement: Refinement, iteration: Iteration, settings: RefineSettings, status: Status, warnings: list[str],
     warn: Warn, threads: int,
@@ -293,7 +284,7 @@ def _finish(
     mtf = table.optics[0].mtf
     result = postprocess(*iteration.half_maps, table.pixel_size,
                          mask=_final_mask(refinement, settings, iteration, radius_px, threads, warn),
-                         mtf=mtf if mtf and Path(mtf).is_file() else None, mtf_pixel_size=_detector_pixel_size(table),
+                         mtf=mtf if mtf and Path(mtf).is_file() else None, mtf_pixel_size=detector_pixel_size(table),
                          sphere_radius_px=radius_px,
                          seed=settings.seed, workers=threads, common=refinement.common)  # fmt: skip
     write_postprocess(result, folder, half_names=(HALF_MAP.format(1), HALF_MAP.format(2)),

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
+from sparsecv.engine.errors import printable
+
 REDRAW_SECONDS = 0.1  # of the bar
 STEADY = 3  # newest iterations on which the time left is based: they become slower as resolution grows
 
@@ -95,9 +97,9 @@ class Progress:
         self.line(f"{head}: {summary}; {duration(self._times[-1])}{tail}")
 
     def line(self, text: str) -> None:
-        """Write a line of its own, above the bar if there is one."""
+        """Write a line of its own, above the bar if there is one; it stays one line whatever names are in it."""
         self._clear()
-        self._stream.write(text + "\n")
+        self._stream.write(printable(text) + "\n")
         self._stream.flush()
 
     def close(self) -> None:

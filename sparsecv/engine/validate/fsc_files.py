@@ -11,7 +11,7 @@ import numpy as np
 
 from sparsecv.engine.io.atomic import atomic_text
 from sparsecv.engine.io.mrc import write_map
-from sparsecv.engine.io.star import StarFile
+from sparsecv.engine.io.star import StarFile, holdable
 from sparsecv.engine.validate.postprocess import PostprocessResult
 
 SPHERE_FRACTION = 0.476  # of the box: RELION's reference volume for the fraction that the mask fills
@@ -65,10 +65,10 @@ def _general(result: PostprocessResult, half_names: tuple[str, str], mask_name: 
     values: dict[str, object] = {
         "rlnFinalResolution": result.final_resolution,
         "rlnBfactorUsedForSharpening": result.bfactor or 0.0,
-        "rlnUnfilteredMapHalf1": half_names[0],
-        "rlnUnfilteredMapHalf2": half_names[1],
+        "rlnUnfilteredMapHalf1": holdable(half_names[0]),
+        "rlnUnfilteredMapHalf2": holdable(half_names[1]),
         "rlnParticleBoxFractionSolventMask": SPHERE_FRACTION / max(result.mask_fraction, 1e-6),
-        "rlnMaskName": mask_name,
+        "rlnMaskName": holdable(mask_name),
     }
     if result.randomised_from is not None:
         values["rlnRandomiseFrom"] = result.randomised_from

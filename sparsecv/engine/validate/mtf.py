@@ -42,11 +42,13 @@ class MtfCurve:
     def checked(cls, frequency: np.ndarray, value: np.ndarray, path: str | Path | None = None) -> MtfCurve:
         """Build a curve from arrays, refusing what cannot be one."""
         if len(frequency) < 2 or not np.all(np.diff(frequency) > 0):
-            raise InputError("MTF frequencies do not ascend", file=path, item=FREQUENCY, rule="at least two, ascending")
+            raise InputError("MTF frequencies do not ascend", file=path, item=FREQUENCY, rule="at least two, ascending",
+                             remedy="take the detector's MTF file as RELION distributes it")
         wrong = np.flatnonzero(~(value > 1e-10))
         if len(wrong):
             raise InputError("MTF value is not positive", file=path, item=f"{VALUE}, row {wrong[0] + 1}",
-                             value=float(value[wrong[0]]), rule="> 0")
+                             value=float(value[wrong[0]]), rule="> 0",
+                             remedy="take the detector's MTF file as RELION distributes it")
         return cls(np.asarray(frequency, dtype=np.float64), np.asarray(value, dtype=np.float64))
 
     def on_shells(self, box: int, pixel_size: float, detector_pixel_size: float) -> np.ndarray:

@@ -28,7 +28,16 @@ from sparsecv.engine.validate.fsc import (
 from sparsecv.engine.validate.mtf import MtfCurve
 from sparsecv.engine.validate.sharpen import Guinier, Sharpening, sharpen
 
+DOUBTFUL_FSC = 0.9  # a curve that never falls below it is of halves that share their noise, or of coarse pixels
 HIGHEST_MASK_FSC = 0.1  # of randomised phases at the resolution, above which the mask is too tight
+
+
+def doubtful_independence(curve: np.ndarray) -> list[str]:
+    """A warning where two half maps agree as far as the pixels go, as maps do that were made of the same particles."""
+    if len(curve) < 3 or not curve[1:].min() > DOUBTFUL_FSC:
+        return []
+    return [f"the FSC is above {DOUBTFUL_FSC:g} up to Nyquist: unless the pixels are too coarse for what the images "
+            "show, the half maps are not independent, as where both were made of the same particles"]
 
 
 @dataclass(frozen=True)
@@ -146,6 +155,7 @@ def postprocess(
         check_mask(mask, average.shape, pixel_size)
     rng = np.random.default_rng(seed)
     curves = mask_corrected_fsc(half1, half2, mask, rng, sphere_radius_px=sphere_radius_px, workers=workers)
+    warnings += doubtful_independence(curves.unmasked)
     curve, said = _curve_to_use(curves, force_mask)
     warnings += [*curves.warnings, *said]
     box = average.shape[0]
