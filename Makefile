@@ -2,6 +2,8 @@
 # make demo    refine a simulated protein and compare the map with the known truth
 # make test    run the tests: of the engine, and of the plugin inside Scipion
 # make test-plugin PYTHONS="python3.8 python3.10 python3.12"    those of the plugin on other Pythons
+# make reliability   bad inputs and injected faults, also those that take long, and the readers under a fuzzer for
+#              FUZZ_SECONDS (60) each, as far as it can be installed; counts go to $(RELIABILITY)
 # make check   lint and types
 # make clean   remove everything that the targets above made
 #
@@ -12,10 +14,12 @@ VENV ?= .venv
 SCIPION ?= .scipion
 PYTHONS ?= python3
 DEMO ?= demo
+FUZZ_SECONDS ?= 60
+RELIABILITY ?= reliability-badinputs.json
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 SPARSECV := $(VENV)/bin/sparsecv
 
-.PHONY: help demo test test-engine test-plugin check clean environment environment-dev
+.PHONY: help demo test test-engine test-plugin reliability check clean environment environment-dev
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -51,10 +55,18 @@ test-plugin: environment-dev
 	        $(PLUGIN_ARGUMENTS) || exit 1; \
 	done
 
+# the fuzzer is no part of the environment: it has wheels for some Pythons only
+reliability: environment-dev
+	$(VENV)/bin/python -m pytest -m reliability tests/badinputs $(wildcard tests/faults) $(PYTEST_ARGUMENTS)
+	@$(VENV)/bin/python -m pip install -q "atheris>=2.3" 2>/dev/null || echo "atheris cannot be installed."
+	$(VENV)/bin/python tests/badinputs/fuzz.py --seconds $(FUZZ_SECONDS) --report $(RELIABILITY).fuzz
+	$(VENV)/bin/python tests/badinputs/report.py --output $(RELIABILITY) --fuzz $(RELIABILITY).fuzz
+	@rm -f $(RELIABILITY).fuzz
+
 check: environment-dev
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m mypy
 
 clean:
-	rm -rf $(VENV) $(SCIPION) $(DEMO) build dist *.egg-info .pytest_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(SCIPION) $(DEMO) $(RELIABILITY) build dist *.egg-info .pytest_cache .mypy_cache .hypothesis
 	find . \( -name __pycache__ -o -name .ruff_cache \) -type d -prune -exec rm -rf {} +

@@ -15,7 +15,8 @@ from sparsecv.settings_file import digest, write_settings
 from sparsecv.star import read_star
 
 SETTINGS, DIGEST, LAUNCHER = "params.toml", "params.digest", "engine.sh"
-SYMMETRY = re.compile(r"^([Cc]\d{1,3}|[Dd]\d{1,3}[XxYy]?|[TtOo]|[Ii][1-4]?)$")
+SYMMETRY = re.compile(r"^([Cc]\d{1,3}|[Dd]\d{1,3}[XxYy]?|[TtOo]|[Ii][1-4]?)\Z")
+GPUS = re.compile(r"^[\d\s,-]*\Z")
 SAME_PIXEL = 0.01  # relative difference up to which pixel sizes count as equal
 FSC_COLUMNS = (
     ("rlnFourierShellCorrelationCorrected", "half maps, corrected for the mask"),
@@ -146,6 +147,12 @@ class EngineProtocol:
             return json.loads(self._readText(name) or "{}")
         except ValueError:
             return {}
+
+    def _gpuErrors(self):
+        """Scipion reads the list as numbers, and stops with a traceback where it holds anything else."""
+        if self.useGpu.get() and not GPUS.match(self.gpuList.get("")):
+            return ["The GPUs are %r, which are no numbers, such as 0 or 0 1." % self.gpuList.get("")]
+        return []
 
     def _gpuWarnings(self):
         if not self.useGpu.get() or self.useQueue() or shutil.which("nvidia-smi"):

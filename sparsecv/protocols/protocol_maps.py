@@ -53,7 +53,7 @@ class HalfMapProtocol(EngineProtocol, ProtAnalysis3D):
         volume, mask = self.inputVolume.get(), self.maskVolume.get()
         if volume is None:
             return []
-        errors = []
+        errors = self._gpuErrors() if self._needsGpu else []
         halves = half_maps(volume)
         if halves is None:
             errors.append("The volume has no half maps: choose one that a refinement has made, or import it with them.")

@@ -199,7 +199,7 @@ class RefineProtocol(EngineProtocol, ProtRefine3D):
     # ----------------------------------------------------------------------------------------------------- messages
     def _validate(self):
         particles, mask = self.inputParticles.get(), self.maskVolume.get()
-        errors = check_symmetry(self.symmetry.get(""))
+        errors = check_symmetry(self.symmetry.get("")) + self._gpuErrors()
         if particles is None or self.referenceVolume.get() is None:
             return errors
         if not particles.hasCTF():

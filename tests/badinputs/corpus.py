@@ -994,15 +994,35 @@ accepted(
     "security",
     "names of files that are HTML",
     _validate(f"{EVIL.replace('/', '')}.mrc", "<script>alert(2)<\u2215script>.pdb"),
-    "results in",
 )
 accepted(
     "security",
     "names of files that are commands of ChimeraX",
     _validate("a.mrc\nrunscript evil.py\n.mrc", "m;open evil.cxc;.pdb"),
-    "results in",
     is_heavy=True,
 )
+
+
+def _hostile_chains(p: Inputs) -> Sequence[object]:
+    """Names of chains go into pictures, where $ begins a formula, into tables, a page and a script."""
+    import gemmi
+
+    from sparsecv.engine.io.models import write_structure
+
+    command = _validate()(p)
+    structure = gemmi.read_structure(str(p.folder / "model.pdb"))
+    residues = list(structure[0][0])
+    for name in ("$\\frac{", "<script>alert(3)</script>", "A;open evil.cxc", "it's", "=cmd|' /C calc'!A0"):
+        chain = gemmi.Chain(name)
+        for residue in residues[:12]:
+            chain.add_residue(residue)
+        structure[0].add_chain(chain)
+    write_structure(p.folder / "model.cif", structure)
+    command[command.index("--model") + 1] = p.folder / "model.cif"
+    return command
+
+
+accepted("security", "names of chains that are formulas, HTML and commands", _hostile_chains)
 
 
 def _hostile_mask(p: Inputs) -> Sequence[object]:
@@ -1018,13 +1038,12 @@ def _hostile_half(p: Inputs) -> Sequence[object]:
     return ["postprocess", name, p.folder / "half2.mrc", "--output", p.out, "--threads", 1]
 
 
-accepted("security", "mask whose name is STAR text", _hostile_mask, "results in")
-accepted("security", "half map whose name has escape codes", _hostile_half, "results in")
+accepted("security", "mask whose name is STAR text", _hostile_mask)
+accepted("security", "half map whose name has escape codes", _hostile_half)
 accepted(
     "security",
     "mask of a refinement with an accent and quotes",
     lambda p: p.refine("--mask", p.map('m\u00e2sk it\'s "a b".mrc', p.mask())),
-    "results in",
 )
 refused(
     "security",

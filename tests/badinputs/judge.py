@@ -17,6 +17,7 @@ from corpus import ACCEPTED, ASIDE, CANARY, REFUSED, Case
 from inputs import Inputs
 
 from sparsecv import cli
+from sparsecv.engine.io.models import read_structure
 from sparsecv.engine.io.mrc import read_map
 from sparsecv.engine.io.star import StarFile
 
@@ -126,6 +127,8 @@ def _acceptance(case: Case, outcome: Outcome, words: tuple[str, ...] | None = No
         star = StarFile.read(path)
         if any("evil" in name.lower() for name in star.names):
             found.append(f"{path.name} has a table that a name has made")
+    for path in outcome.folder.glob("*.cif"):
+        read_structure(path)  # which refuses what a name has broken
     for path in outcome.folder.glob("*.html"):
         text = path.read_text(encoding="utf-8")
         found += [f"{path.name} has {tag}" for tag in ("<script", "<img src=x") if tag in text]

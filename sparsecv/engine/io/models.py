@@ -69,6 +69,29 @@ def read_structure(
     return structure
 
 
+def _plain_subchains(structure: gemmi.Structure) -> None:
+    """Letters and digits as names of subchains: gemmi makes them of those of chains, and writes them without quotes.
+
+    A chain may be called anything that a quoted text can hold; with a blank in it, a row would have one column more.
+    """
+    names = sorted({residue.subchain for model in structure for chain in model for residue in chain})
+    taken = {name for name in names if name.isascii() and name.isalnum()}
+    plain: dict[str, str] = {}
+    for name in names:
+        if name not in taken:
+            number = len(plain) + 1
+            while f"x{number}" in taken:
+                number += 1
+            plain[name] = f"x{number}"
+            taken.add(plain[name])
+    for model in structure:
+        for chain in model:
+            for residue in chain:
+                residue.subchain = plain.get(residue.subchain, residue.subchain)
+    for entity in structure.entities:
+        entity.subchains = [plain.get(name, name) for name in entity.subchains]
+
+
 def _check_size(handle: int, path: str | Path) -> None:
     """Refuse, with InputError, a compressed file that unpacks to more than any model has."""
     with os.fdopen(handle, "rb") as stream:
@@ -109,6 +132,7 @@ def write_structure(
     complete = structure.clone()
     complete.setup_entities()
     complete.assign_label_seq_id()
+    _plain_subchains(complete)
     document = complete.make_mmcif_document()
     loop = document.sole_block().find_loop("_atom_site.id").get_loop()
     for name, values in (columns or {}).items():

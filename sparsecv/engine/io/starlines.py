@@ -124,7 +124,13 @@ def _check_loop(lines: Lines, loop: int, special: tuple[NDArray[np.int64], ...],
     blank, headers, comments = special
     first, columns = loop + 1, 0
     while first < len(lines) and (lines.words[first] == 0 or lines.text(first)[:1] in (b"_", b"#")):
-        columns += lines.text(first).startswith(b"_")
+        text = lines.text(first)
+        columns += text.startswith(b"_")
+        words = text.split(None, 2)[:2]
+        if len(words) == 2 and text.startswith(b"_") and not words[1].startswith(b"#"):
+            raise InputError("more than the name of a column", file=path, item=f"line {first + 1}",
+                             value=text[:80].decode("ascii"), rule="each column of a loop has a line of its own",
+                             remedy="put what follows it on the next line")
         first += 1
     if first == len(lines) or lines.text(first).startswith((b"data_", b"loop_")):
         return
