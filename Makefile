@@ -3,7 +3,7 @@
 # make test    run the tests: of the engine, and of the plugin inside Scipion
 # make test-plugin PYTHONS="python3.8 python3.10 python3.12"    those of the plugin on other Pythons
 # make reliability   bad inputs and injected faults, also those that take long, and the readers under a fuzzer for
-#              FUZZ_SECONDS (60) each, as far as it can be installed; counts go to $(RELIABILITY)
+#              FUZZ_SECONDS (60) each, as far as it can be installed; counts go to $(RELIABILITY)/ and docs/reliability.md
 # make check   lint and types
 # make clean   remove everything that the targets above made
 #
@@ -15,7 +15,7 @@ SCIPION ?= .scipion
 PYTHONS ?= python3
 DEMO ?= demo
 FUZZ_SECONDS ?= 60
-RELIABILITY ?= reliability-badinputs.json
+RELIABILITY ?= reliability
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 SPARSECV := $(VENV)/bin/sparsecv
 
@@ -57,11 +57,14 @@ test-plugin: environment-dev
 
 # the fuzzer is no part of the environment: it has wheels for some Pythons only
 reliability: environment-dev
-	$(VENV)/bin/python -m pytest -m reliability tests/badinputs $(wildcard tests/faults) $(PYTEST_ARGUMENTS)
+	@rm -rf $(RELIABILITY) && mkdir -p $(RELIABILITY)
+	SPARSECV_RELIABILITY=$(abspath $(RELIABILITY)) $(VENV)/bin/python -m pytest -n 2 --dist load tests/faults \
+	    $(PYTEST_ARGUMENTS)
+	$(VENV)/bin/python -m pytest -m reliability tests/badinputs $(PYTEST_ARGUMENTS)
 	@$(VENV)/bin/python -m pip install -q "atheris>=2.3" 2>/dev/null || echo "atheris cannot be installed."
-	$(VENV)/bin/python tests/badinputs/fuzz.py --seconds $(FUZZ_SECONDS) --report $(RELIABILITY).fuzz
-	$(VENV)/bin/python tests/badinputs/report.py --output $(RELIABILITY) --fuzz $(RELIABILITY).fuzz
-	@rm -f $(RELIABILITY).fuzz
+	$(VENV)/bin/python tests/badinputs/fuzz.py --seconds $(FUZZ_SECONDS) --report $(RELIABILITY)/fuzz.json
+	$(VENV)/bin/python tests/badinputs/report.py --output $(RELIABILITY)/badinputs.json --fuzz $(RELIABILITY)/fuzz.json
+	$(VENV)/bin/python tools/reliability.py $(RELIABILITY)
 
 check: environment-dev
 	$(VENV)/bin/python -m ruff check .

@@ -3,7 +3,7 @@
 
     python tools/reliability.py FOLDER
 
-FOLDER has ``faults.jsonl`` (tests/faults) and ``reliability-badinputs.json`` (tests/badinputs). A row of the table that
+FOLDER has ``faults.jsonl`` (tests/faults) and ``badinputs.json`` (tests/badinputs). A row of the table that
 nothing was counted for says so.
 """
 
@@ -53,9 +53,11 @@ MIDDLE = """
 Refused before the first iteration with one line that names the file, the item and the rule, or set aside in
 `rejected.star` with the reason, or accepted, where they are odd but good.
 
-| class | tried | refused | set aside | accepted | crashes |
-|---|---|---|---|---|---|
+| class | tried | refused | set aside | accepted with a note | accepted | otherwise than it must be | crashed |
+|---|---|---|---|---|---|---|---|
 """
+ANSWERS = ("refused", "set aside", "accepted with a note", "accepted")
+FAULTY = ("otherwise than it must be", "crashed")
 END = """
 Faults on a GPU (memory, drivers, cards that fall off the bus) are injected into a CuPy made of NumPy only; none of this
 was run on a GPU yet.
@@ -72,18 +74,19 @@ def faults(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return {row: list(cases.values()) for row, cases in found.items()}
 
 
-def bad_inputs(folder: Path) -> dict[str, dict[str, int]]:
-    """Counts of each class of bad input."""
-    path = folder / "reliability-badinputs.json"
-    found: dict[str, dict[str, int]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def bad_inputs(folder: Path) -> dict[str, Any]:
+    """What ``tests/badinputs/report.py`` has counted; empty where it has not."""
+    path = folder / "badinputs.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     return found
 
 
 def page(folder: Path) -> str:
     """The whole page."""
-    cases, inputs = faults(folder), bad_inputs(folder)
+    cases, counted = faults(folder), bad_inputs(folder)
+    inputs: dict[str, dict[str, int]] = counted.get("by_kind", {})
     every = [one for row in cases.values() for one in row]
-    answered = sum(one["refused"] + one["set_aside"] + one["accepted"] for one in inputs.values())
+    answered = sum(one[kind] for one in inputs.values() for kind in ANSWERS)
     text = INTRO.format(
         date=time.strftime("%d %B %Y"), cores=len(os.sched_getaffinity(0)),
         python=platform.python_version(), injected=sum(one["injected"] for one in every),
@@ -95,8 +98,13 @@ def page(folder: Path) -> str:
             text += f"| {row} | {one['case']} | {one['injected']} | {one['survived']} | {one['note']} |\n"
     text += MIDDLE.format(meanings="\n".join(f"* {row}: {meaning};" for row, meaning in ROWS.items()))
     for name, one in inputs.items():
-        text += (f"| {name} | {one['tried']} | {one['refused']} | {one['set_aside']} | {one['accepted']} | "
-                 f"{one['crashes']} |\n")  # fmt: skip
+        text += f"| {name} | {one['tried']} | " + " | ".join(str(one[kind]) for kind in (*ANSWERS, *FAULTY)) + " |\n"
+    if not inputs:
+        text += "| not counted | - | - | - | - | - | - | - |\n"
+    strays = counted.get("files_outside_of_the_results", "not counted")
+    text += f"\nFiles made outside of the results by all of these together: {strays}.\n"
+    for name, one in counted.get("fuzz", {}).items():
+        text += f"\n* fuzzer on the reader of {name}: {json.dumps(one)}"
     return text + END
 
 
@@ -105,7 +113,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     PAGE.write_text(page(folder), encoding="utf-8")
     lost = [one for row in faults(folder).values() for one in row if one["survived"] < one["injected"]]
-    crashed = [name for name, one in bad_inputs(folder).items() if one["crashes"]]
+    crashed = bad_inputs(folder).get("wrong", [])
     print(f"written: {PAGE}")
     if lost or crashed:
         raise SystemExit(f"not survived: {[one['case'] for one in lost] + crashed}")
