@@ -342,12 +342,12 @@ def test_wrong_inputs_are_named_before_the_first_iteration(data: SimulatedFiles,
     write_map(wild, 3 * sphere(BOX, 12, 4), PIXEL_SIZE)
     write_map(small, sphere(BOX - 2, 12, 4), PIXEL_SIZE)
     assert refusal(capsys, data, out, particles=tmp_path / "absent.star") == (
-        f"{tmp_path / 'absent.star'}: cannot be opened: No such file or directory; rule: a file that can be read; remedy: check "
-        "its name, and the folder that it is looked for in"
+        f"{tmp_path / 'absent.star'}: cannot be opened: No such file or directory; rule: a file that can be read; "
+        "remedy: check its name, and the folder that it is looked for in"
     )
     assert refusal(capsys, data, out, "--reference", tmp_path / "absent.mrc") == (
-        f"{tmp_path / 'absent.mrc'}: cannot be opened: No such file or directory; rule: a file that can be read; remedy: check "
-        "its name, and the folder that it is looked for in"
+        f"{tmp_path / 'absent.mrc'}: cannot be opened: No such file or directory; rule: a file that can be read; "
+        "remedy: check its name, and the folder that it is looked for in"
     )
     assert refusal(capsys, data, out, "--mask", wild) == (
         f"{wild}: mask values outside [0, 1] (value (0.0, 3.0)); rule: 0 = solvent, 1 = particle; remedy: make a mask "
