@@ -256,7 +256,7 @@ def test_maps_that_do_not_fit_are_refused(folder: Path, tmp_path: Path, capsys: 
     out = tmp_path / "out"
     for words, message in [
         ((half1, other), f"{other}: box differs from that of {half1}"),
-        ((half1, half1), "the two half maps are identical; rule: independent half maps"),
+        ((half1, half1), f"{half1}: the two half maps are identical"),
         ((half1, tmp_path / "absent.mrc"), f"{tmp_path / 'absent.mrc'}: cannot be opened"),
         ((half1, half2, *SPARSE_TV, "--previous", other), f"{other}: box differs from that of {half1}"),
         ((half1, half2, "--mask", other), f"{other}: mask"),

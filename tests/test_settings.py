@@ -90,6 +90,9 @@ def test_later_layers_win_and_required_settings_are_asked_for() -> None:
         build(Sample, {"number": 1})
 
 
+UNQUOTED = "; remedy: text stands in quotes, numbers and true or false without"
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_setting_of_every_command_is_explained(command: str) -> None:
     cls = importlib.import_module(COMMANDS[command][0]).SETTINGS
@@ -166,18 +169,20 @@ def test_flat_files_and_tables_are_read(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("nunber = 5", ", nunber: unknown key; remedy: did you mean number?"),
-        ("[dig]\npixelsize = 5", ", [dig] pixelsize: unknown key; remedy: did you mean pixel_size?"),
-        ("[digg]\nnumber = 5", ", digg: unknown table; remedy: did you mean dig?"),
-        ("number = 5.5", ", number: wrong type (value 5.5); rule: a whole number"),
-        ("number = true", ", number: wrong type (value True); rule: a whole number"),
-        ("pixel_size = '2'", ", pixel_size: wrong type (value '2'); rule: a number"),
-        ("deep = 1", ", deep: wrong type (value 1); rule: true or false"),
-        ("first = 3", ", first: wrong type (value 3); rule: a string"),
+        ("nunber = 5", ", nunber: unknown key; rule: names of options; remedy: did you mean number?"),
+        ("[dig]\npixelsize = 5", ", [dig] pixelsize: unknown key; rule: names of options; remedy: did you "
+                                  "mean pixel_size?"),
+        ("[digg]\nnumber = 5", ", digg: unknown table; rule: names of options; remedy: did you mean dig?"),
+        ("number = 5.5", ", number: wrong type (value 5.5); rule: a whole number" + UNQUOTED),
+        ("number = true", ", number: wrong type (value True); rule: a whole number" + UNQUOTED),
+        ("pixel_size = '2'", ", pixel_size: wrong type (value '2'); rule: a number" + UNQUOTED),
+        ("deep = 1", ", deep: wrong type (value 1); rule: true or false" + UNQUOTED),
+        ("first = 3", ", first: wrong type (value 3); rule: a string" + UNQUOTED),
         ("mode = 'lazy'", ", mode: unknown (value 'lazy'); rule: one of fast, slow"),
         ("pixel_size = 1\npixel-size = 1", ", pixel_size: given twice"),
         ("number = 5\n[dig]\ndeep = true", ", number: key outside the tables; remedy: move it under [dig]"),
-        ("[rest]\nnumber = 5", ": no table [dig] (value ['rest']); remedy: add a table [dig], or choose another file"),
+        ("[rest]\nnumber = 5", ": no table [dig] (value ['rest']); rule: settings of the command that runs; "
+                                    "remedy: add a table [dig], or choose another file"),
     ],
 )
 def test_wrong_files_are_refused_with_the_way_out(tmp_path: Path, text: str, message: str) -> None:

@@ -440,6 +440,13 @@ def _old_of_huge_pixels(p: Inputs) -> Sequence[object]:
     return p.table("images", rlnMagnification={6: 1e-3}).refine()
 
 
+def _two_tables(p: Inputs) -> Sequence[object]:
+    old_file(p)
+    p.star.write_bytes(p.star.read_bytes() + b"\ndata_particles\n\n_rlnOther 1\n")
+    return p.refine()
+
+
+refused("metadata", "RELION 3.0 with a second table", _two_tables, "data_images", "data_particles without images")
 accepted("metadata", "RELION 3.0", _old)
 refused(
     "metadata",

@@ -214,11 +214,10 @@ def run_targets(targets: list[str], seconds: int, report: Path | None) -> int:
             found[target] = {
                 "seconds": seconds, "executions": int(counted[1]) if counted else NOT_MEASURED,
                 "peak_megabytes": int(memory[1]) if memory else NOT_MEASURED, "status": done.returncode,
-                "crashes": len(crashes),
+                "crashes": len(crashes) or int(done.returncode != 0),
             }  # fmt: skip
-            print(
-                f"{target}: {found[target]['executions']} executions in {seconds} s, {len(crashes)} crashes", flush=True
-            )
+            one = found[target]
+            print(f"{target}: {one['executions']} executions in {seconds} s, {one['crashes']} crashes", flush=True)
             if done.returncode or crashes:
                 print(done.stdout[-6000:])
                 for content in crashes:

@@ -7,7 +7,7 @@ from sparsecv.engine.commands import Save, check_device
 from sparsecv.engine.refine.settings import RegulariseSettings
 
 SETTINGS = RegulariseSettings
-RESULTS = ("regularised.mrc", "regularised_half[12].mrc")
+RESULTS = ("regularised.mrc", "regularised_half[12].mrc")  # of half maps, of accumulators
 
 
 def run(settings: RegulariseSettings, save: Save) -> int:
@@ -23,7 +23,7 @@ def run(settings: RegulariseSettings, save: Save) -> int:
     keep_freed_memory()
     maps = None
     inputs = (settings.half1, settings.half2, settings.mask, settings.previous)
-    refuse_to_overwrite(settings.output, RESULTS, inputs)
+    refuse_to_overwrite(settings.output, RESULTS[:1] if settings.accumulators is None else RESULTS, inputs)
     if settings.half1 is not None and settings.half2 is not None:
         first, second = read_halves(settings.half1, settings.half2, settings.pixel_size)
         previous = None

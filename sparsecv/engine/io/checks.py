@@ -37,6 +37,10 @@ def find_particles(star: StarFile, fewest: int) -> StarTable:
             rule="a table data_particles, data_images or data_ with a column rlnImageName",
             remedy="give the STAR file of extracted particles",
         )
+    if name != "particles" and "particles" in star:  # which is what we call the table that we write
+        raise InputError("a table data_particles without images beside another one with them", file=star.path,
+                         item=f"data_{name}", rule=f"particles and their {IMAGE_NAME} in one table",
+                         remedy="remove the table that is not meant")  # fmt: skip
     table = star.table(name)
     tomography = [column for column in table.columns if column.startswith("rlnTomo")]
     if tomography:

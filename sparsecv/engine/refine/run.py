@@ -117,7 +117,8 @@ def refine(
         refinement.state = comm.at_root(lambda: refinement.state)
         with StopRequest(progress.line) as request:
             iteration = _iterate(refinement, settings, identity, status, progress, request)
-        return _finish(refinement, iteration, settings, status, warnings, warn, threads)
+            # asked in the last iteration, a run ends well: to stop here would lose all of that iteration
+            return _finish(refinement, iteration, settings, status, warnings, warn, threads)
     except Terminated as error:
         if error.after is None:
             status.write("failed", refinement.state.history, error=str(error))
