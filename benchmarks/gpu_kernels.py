@@ -34,8 +34,8 @@ OCTAHEDRAL = "O"
 PRIOR_FLOPS = {"split_step": 55.0, "relax_step": 29.0, "sparse_prox": 2.0, "penalties": 13.0, "penalty_weights": 13.0,
                "smoothed_variation_gradient": 44.0}  # fmt: skip
 # Functions of the namespace that are not timed: they ask or release, or hand on to another that is.
-NOT_TIMED = {"to_host", "free_memory", "limit_memory", "release_memory", "is_out_of_memory", "product_precisions",
-             "backprojection"}  # fmt: skip
+NOT_TIMED = {"to_host", "devices", "free_memory", "limit_memory", "release_memory", "is_out_of_memory",
+             "product_precisions", "backprojection"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,26 +96,43 @@ def image_cases(device: Device, sizes: Sizes) -> Iterator[Case]:
     pixels, c, reach = disc.on(xp), half_width(disc.last), work.reachable(disc.last)
     half = sizes.box // 2 + 1
     stack = inputs.real(images, sizes.box, sizes.box)
-    yield Case("rfft2", f"{images} images", lambda: ops.rfft2(stack),
-               work.fft(images * sizes.box**2, sizes.box**2, stack.nbytes, 8 * images * sizes.box * half))
+    yield Case(
+        "rfft2",
+        f"{images} images",
+        lambda: ops.rfft2(stack),
+        work.fft(images * sizes.box**2, sizes.box**2, stack.nbytes, 8 * images * sizes.box * half),
+    )
     flat, moves = inputs.complex(images, j), inputs.real(images, shifts, 2)
-    yield Case("shift_images", f"{shifts} shifts",
-               lambda: ops.shift_images(flat, moves, pixels.kx, pixels.ky, sizes.box),
-               work.shift_images(images, shifts, j))
+    yield Case(
+        "shift_images",
+        f"{shifts} shifts",
+        lambda: ops.shift_images(flat, moves, pixels.kx, pixels.ky, sizes.box),
+        work.shift_images(images, shifts, j),
+    )
     values = inputs.real(images, j)
-    yield Case("sum_disc_shells", f"{images} images", lambda: ops.sum_disc_shells(values, pixels.offsets),
-               work.sum_disc_shells(images, j, disc.last + 1))
+    yield Case(
+        "sum_disc_shells",
+        f"{images} images",
+        lambda: ops.sum_disc_shells(values, pixels.offsets),
+        work.sum_disc_shells(images, j, disc.last + 1),
+    )
     volume, candidates = inputs.complex(2 * c + 1, 2 * c + 1, c + 1), images * sizes.each
     rotations = inputs.rotations(candidates)
     some = rotations[: max(1, candidates // 16)]
-    yield Case("extract_slices", f"{len(some)} slices",
-               lambda: ops.extract_slices(volume, some, pixels.kx, pixels.ky, PADDING),
-               work.extract_slices(len(some), j, reach))
+    yield Case(
+        "extract_slices",
+        f"{len(some)} slices",
+        lambda: ops.extract_slices(volume, some, pixels.kx, pixels.ky, PADDING),
+        work.extract_slices(len(some), j, reach),
+    )
     owner = xp.repeat(xp.arange(images, dtype=xp.int32), sizes.each)
     moved, ctf2 = inputs.complex(images, shifts, j), xp.abs(inputs.real(images, j))
-    yield Case("score_candidates", f"{sizes.each} x {shifts} of an image",
-               lambda: ops.score_candidates(volume, rotations, owner, moved, ctf2, pixels.kx, pixels.ky, PADDING),
-               work.score_candidates(candidates, images, shifts, j, reach))
+    yield Case(
+        "score_candidates",
+        f"{sizes.each} x {shifts} of an image",
+        lambda: ops.score_candidates(volume, rotations, owner, moved, ctf2, pixels.kx, pixels.ky, PADDING),
+        work.score_candidates(candidates, images, shifts, j, reach),
+    )
     yield from deposit_cases(ops, inputs, disc, moved, ctf2)
 
 
@@ -139,8 +156,12 @@ def deposit_cases(ops: Any, inputs: Inputs, disc: Disc, moved: Any, ctf2: Any) -
         call = functools.partial(ops.backproject, moved, ctf2, *places, pixels.kx, pixels.ky, PADDING, data, weight,
                                  kernel)  # fmt: skip
         # only the shifts that have weight are read
-        yield Case("backproject", f"{kernel}, {what}", call,
-                   work.backproject(images * each, images, 1, j, work.reachable(disc.last), kernel))
+        yield Case(
+            "backproject",
+            f"{kernel}, {what}",
+            call,
+            work.backproject(images * each, images, 1, j, work.reachable(disc.last), kernel),
+        )
 
 
 def grid_cases(device: Device, sizes: Sizes) -> Iterator[Case]:
@@ -152,31 +173,63 @@ def grid_cases(device: Device, sizes: Sizes) -> Iterator[Case]:
     images, shifts = sizes.rows, 3 if tiny else 29
     left, right = inputs.real(images * shifts, 2 * j), inputs.real(orientations, 2 * j)
     for kind in ops.product_precisions():
-        yield Case("product", f"grid, {kind}", functools.partial(ops.product, left, right, kind),
-                   work.product(images * shifts, orientations, 2 * j, kind))
+        yield Case(
+            "product",
+            f"grid, {kind}",
+            functools.partial(ops.product, left, right, kind),
+            work.product(images * shifts, orientations, 2 * j, kind),
+        )
     big = inputs.real(64 if tiny else 4096, 64 if tiny else 4096)
     for kind in ops.product_precisions():
-        yield Case("product", f"{len(big)}^3, {kind}", functools.partial(ops.product, big, big, kind),
-                   work.product(len(big), len(big), len(big), kind))
+        yield Case(
+            "product",
+            f"{len(big)}^3, {kind}",
+            functools.partial(ops.product, big, big, kind),
+            work.product(len(big), len(big), len(big), kind),
+        )
     cross, norm = inputs.real(images, shifts, orientations), inputs.real(images, orientations)
     prior = inputs.real(images, shifts)
-    yield Case("grid_maxima", f"{images} images", lambda: ops.grid_maxima(cross, norm, prior),
-               work.grid_maxima(images, shifts, orientations))
+    yield Case(
+        "grid_maxima",
+        f"{images} images",
+        lambda: ops.grid_maxima(cross, norm, prior),
+        work.grid_maxima(images, shifts, orientations),
+    )
     best = inputs.real(images * orientations)
     equal = xp.arange(images + 1, dtype=xp.int32) * xp.int32(orientations)
-    yield Case("mark_best", "of the grid", lambda: ops.mark_best(best, equal, 8.0, CELLS_KEPT),
-               work.runs(images * orientations, images, 1, images * orientations))
-    yield Case("leaders", "of the grid", lambda: ops.leaders(best, equal, SHIFTS_KEPT),
-               work.runs(images * orientations, images, 1, 4 * images * SHIFTS_KEPT))
+    yield Case(
+        "mark_best",
+        "of the grid",
+        lambda: ops.mark_best(best, equal, 8.0, CELLS_KEPT),
+        work.runs(images * orientations, images, 1, images * orientations),
+    )
+    yield Case(
+        "leaders",
+        "of the grid",
+        lambda: ops.leaders(best, equal, SHIFTS_KEPT),
+        work.runs(images * orientations, images, 1, 4 * images * SHIFTS_KEPT),
+    )
     each = sizes.each
     score, offsets = inputs.real(images * each, shifts), xp.arange(images + 1, dtype=xp.int32) * xp.int32(each)
-    yield Case("run_maxima", f"{each} x {shifts}", lambda: ops.run_maxima(score, offsets),
-               work.runs(images * each, images, shifts, 4 * images * shifts))
-    yield Case("normalise_runs", f"{each} x {shifts}", lambda: ops.normalise_runs(score, offsets, 5.5),
-               work.runs(images * each, images, shifts, 4 * images * each * shifts + 16 * images))
+    yield Case(
+        "run_maxima",
+        f"{each} x {shifts}",
+        lambda: ops.run_maxima(score, offsets),
+        work.runs(images * each, images, shifts, 4 * images * shifts),
+    )
+    yield Case(
+        "normalise_runs",
+        f"{each} x {shifts}",
+        lambda: ops.normalise_runs(score, offsets, 5.5),
+        work.runs(images * each, images, shifts, 4 * images * each * shifts + 16 * images),
+    )
     sums = score[:, :1].astype(xp.float64)
-    yield Case("run_sums", f"{each}", lambda: ops.run_sums(sums, offsets),
-               work.runs(images * each, images, 1, 8 * images, size=8))
+    yield Case(
+        "run_sums",
+        f"{each}",
+        lambda: ops.run_sums(sums, offsets),
+        work.runs(images * each, images, 1, 8 * images, size=8),
+    )
 
 
 def volume_cases(device: Device, sizes: Sizes) -> Iterator[Case]:
@@ -187,13 +240,22 @@ def volume_cases(device: Device, sizes: Sizes) -> Iterator[Case]:
     data, weight = inputs.complex(*shape), xp.abs(inputs.real(*shape))
     matrices = symmetry_matrices(OCTAHEDRAL)
     group = xp.asarray(matrices.astype(np.float32))
-    yield Case("complete_hermitian", "plane x = 0", lambda: ops.complete_hermitian(data, weight),
-               work.complete_hermitian(c))
+    yield Case(
+        "complete_hermitian", "plane x = 0", lambda: ops.complete_hermitian(data, weight), work.complete_hermitian(c)
+    )
     yield Case("symmetrise", OCTAHEDRAL, lambda: ops.symmetrise(data, weight, group), work.symmetrise(c, len(matrices)))
-    yield Case("sum_volume_shells", "", lambda: ops.sum_volume_shells(data, data, PADDING, shells),
-               work.sum_volume_shells(c, shells))
-    yield Case("mean_volume_shells", "", lambda: ops.mean_volume_shells(weight, PADDING, shells),
-               work.mean_volume_shells(c, shells))
+    yield Case(
+        "sum_volume_shells",
+        "",
+        lambda: ops.sum_volume_shells(data, data, PADDING, shells),
+        work.sum_volume_shells(c, shells),
+    )
+    yield Case(
+        "mean_volume_shells",
+        "",
+        lambda: ops.mean_volume_shells(weight, PADDING, shells),
+        work.mean_volume_shells(c, shells),
+    )
     floor = xp.ones(shells, dtype=xp.float32)
     yield Case("quotient", "", lambda: ops.quotient(data, weight, floor, floor, PADDING), work.quotient(c))
     yield from transform_cases(ops, inputs, PADDING * sizes.box)
@@ -211,8 +273,9 @@ def transform_cases(ops: Any, inputs: Inputs, side: int) -> Iterator[Case]:
     yield Case("irfftn", f"{side}^3", lambda: ops.irfftn(transform, side), work.fft(cube, cube, *plain[::-1]))
     yield Case("ifft", "axis 0", lambda: ops.ifft(transform, 0), work.fft(2 * side**2 * half, side, *2 * plain[1:]))
     lines = transform[: side // 2, : side // 2]
-    yield Case("irfft", "last axis", lambda: ops.irfft(lines, side),
-               work.fft(side**3 / 4, side, 8.0 * lines.size, side**3))
+    yield Case(
+        "irfft", "last axis", lambda: ops.irfft(lines, side), work.fft(side**3 / 4, side, 8.0 * lines.size, side**3)
+    )
 
 
 def prior_cases(ops: Any, inputs: Inputs, side: int) -> Iterator[Case]:
@@ -221,30 +284,54 @@ def prior_cases(ops: Any, inputs: Inputs, side: int) -> Iterator[Case]:
     x, b, w1, a, c = (inputs.real(*shape) for _ in "xb1ac")
     a, c, w2 = xp.abs(a), xp.abs(c), inputs.real(3, *shape)
     what = f"{side}^3"
-    yield Case("split_step", what, lambda: ops.split_step(b, w1, w2, a, c, 1.0, 1.0, 2.0),
-               work.voxelwise(side, 7, 1, PRIOR_FLOPS["split_step"]))
-    yield Case("relax_step", what, lambda: ops.relax_step(x, w1, w2, a, c, 1.0, 1.0, 0.5),
-               work.voxelwise(side, 7, 4, PRIOR_FLOPS["relax_step"]))
-    yield Case("sparse_prox", what, lambda: ops.sparse_prox(w1, a, 1.0),
-               work.voxelwise(side, 2, 1, PRIOR_FLOPS["sparse_prox"]))
-    yield Case("penalties", what, lambda: ops.penalties(x, a, c),
-               work.voxelwise(side, 3, 0, PRIOR_FLOPS["penalties"]))
-    yield Case("penalty_weights", what, lambda: ops.penalty_weights(x, 1.0, 1.0),
-               work.voxelwise(side, 1, 2, PRIOR_FLOPS["penalty_weights"]))
-    yield Case("smoothed_variation_gradient", what, lambda: ops.smoothed_variation_gradient(x, c, 1.0),
-               work.voxelwise(side, 2, 1, PRIOR_FLOPS["smoothed_variation_gradient"]))
+    yield Case(
+        "split_step",
+        what,
+        lambda: ops.split_step(b, w1, w2, a, c, 1.0, 1.0, 2.0),
+        work.voxelwise(side, 7, 1, PRIOR_FLOPS["split_step"]),
+    )
+    yield Case(
+        "relax_step",
+        what,
+        lambda: ops.relax_step(x, w1, w2, a, c, 1.0, 1.0, 0.5),
+        work.voxelwise(side, 7, 4, PRIOR_FLOPS["relax_step"]),
+    )
+    yield Case(
+        "sparse_prox", what, lambda: ops.sparse_prox(w1, a, 1.0), work.voxelwise(side, 2, 1, PRIOR_FLOPS["sparse_prox"])
+    )
+    yield Case("penalties", what, lambda: ops.penalties(x, a, c), work.voxelwise(side, 3, 0, PRIOR_FLOPS["penalties"]))
+    yield Case(
+        "penalty_weights",
+        what,
+        lambda: ops.penalty_weights(x, 1.0, 1.0),
+        work.voxelwise(side, 1, 2, PRIOR_FLOPS["penalty_weights"]),
+    )
+    yield Case(
+        "smoothed_variation_gradient",
+        what,
+        lambda: ops.smoothed_variation_gradient(x, c, 1.0),
+        work.voxelwise(side, 2, 1, PRIOR_FLOPS["smoothed_variation_gradient"]),
+    )
     half = inputs.complex(side, side, side // 2 + 1)
     yield Case("butterworth", what, lambda: ops.butterworth(half, side / 4, 8), work.butterworth(side, 8))
     size = 4
-    yield Case("filtered_error", f"{what}, bins of {size}",
-               lambda: ops.filtered_error(x, b, w1, x, a, 1.0, size), work.voxelwise(side, 5, 1 / size**3, 10))
+    yield Case(
+        "filtered_error",
+        f"{what}, bins of {size}",
+        lambda: ops.filtered_error(x, b, w1, x, a, 1.0, size),
+        work.voxelwise(side, 5, 1 / size**3, 10),
+    )
     bins, taps = -(-side // size), xp.asarray(np.full(9, 1 / 9, np.float32))
     errors = inputs.real(bins, bins, bins)
     yield Case("window", f"{bins}^3, 9 taps", lambda: ops.window(errors, taps), work.window(bins, 9))
     chosen = xp.zeros(shape, dtype=xp.uint8)
     # about half of the voxels take the new value
-    yield Case("take_better", what, lambda: ops.take_better(errors, size, a, 1, x, chosen, b),
-               work.voxelwise(side, 1 + 0.5, 0.5 * 1.25, 21))
+    yield Case(
+        "take_better",
+        what,
+        lambda: ops.take_better(errors, size, a, 1, x, chosen, b),
+        work.voxelwise(side, 1 + 0.5, 0.5 * 1.25, 21),
+    )
 
 
 def link_cases(device: Device, sizes: Sizes) -> Iterator[Case]:
