@@ -19,6 +19,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ SECONDS_OF_ONE, MEGABYTES = 10, 1024
 # which test_grammars.py has.
 ALL_MEGABYTES = 8192
 NOT_MEASURED = -1
+CRASHED = 77
 
 
 def star_target(folder: Path) -> Callable[[bytes], None]:
@@ -189,7 +191,17 @@ def run_here(target: str, corpus: Path, seconds: int) -> None:
     for number, content in enumerate(seeds(target)):
         (corpus / f"seed{number}").write_bytes(content)
     work = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
-    read = {"star": star_target, "mrc": mrc_target, "cs": cs_target}[target](work)
+    target_of = {"star": star_target, "mrc": mrc_target, "cs": cs_target}[target](work)
+
+    def read(data: bytes) -> None:
+        try:
+            target_of(data)
+        except BaseException:  # kept and shown here: the timer of the fuzzer may end its own way out
+            (corpus / "crash-input").write_bytes(data)
+            traceback.print_exc(file=sys.stdout)
+            sys.stdout.flush()
+            os._exit(CRASHED)
+
     atheris.Setup(
         [sys.argv[0], str(corpus), f"-max_total_time={seconds}", f"-max_len={LONGEST}", f"-timeout={SECONDS_OF_ONE}",
          f"-rss_limit_mb={ALL_MEGABYTES}", f"-malloc_limit_mb={MEGABYTES}", "-print_final_stats=1",
@@ -219,7 +231,7 @@ def run_targets(targets: list[str], seconds: int, report: Path | None) -> int:
             one = found[target]
             print(f"{target}: {one['executions']} executions in {seconds} s, {one['crashes']} crashes", flush=True)
             if done.returncode or crashes:
-                print(done.stdout[-6000:])
+                print(f"status {done.returncode}\n{done.stdout[-6000:]}")
                 for content in crashes:
                     print(f"input: {content!r}")
         if report is not None:
