@@ -45,6 +45,15 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
         yield found
 
 
+@pytest.fixture
+def imitation() -> Iterator[None]:
+    """A CuPy made of NumPy in place of a GPU's."""
+    from backends import opened
+
+    with opened("cuda-host"):
+        yield
+
+
 @pytest.fixture(scope="session")
 def project() -> Path:
     """Return the root of the checkout."""

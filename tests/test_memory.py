@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_host import fake_cupy, host
+from cuda_host import fake_cupy
 from cuda_host.fake_cupy import Allocations
 from tiny import PADDING, PIXEL_SIZE, blobs, write_particles
 
@@ -26,7 +25,7 @@ from sparsecv.engine.refine.schedule import Draws, Geometry, search_plan
 from sparsecv.engine.refine.settings import RefineSettings
 from sparsecv.engine.refine.state import HalfState, ParticleState
 from sparsecv.engine.refine.volumes import Accumulator, map_to_volume
-from sparsecv.kernels import cpu, cuda, cuda_launch
+from sparsecv.kernels import cpu, cuda
 from sparsecv.kernels.host_memory import free_memory
 
 BOX, COUNT, GB = 24, 12, 10**9
@@ -129,17 +128,6 @@ def test_memory_of_this_machine() -> None:
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> ParticleTable:
     return write_particles(tmp_path_factory.mktemp("particles"), COUNT, BOX, density=blobs(BOX), noise=30.0)
-
-
-@pytest.fixture
-def imitation() -> Iterator[None]:
-    """A CuPy made of NumPy."""
-    if host.compiler() is None:
-        pytest.skip("g++ is not installed")
-    cuda_launch.compiled.cache_clear()
-    with fake_cupy.installed():
-        yield
-    cuda_launch.compiled.cache_clear()
 
 
 class Pass:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +19,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mpi_launcher import AS_ROOT, LAUNCHER, needs_mpi
 from small_run import simulated
 
 from sparsecv import cli
@@ -33,10 +33,6 @@ from sparsecv.engine.ranks.watch import Watch
 from sparsecv.engine.simulate import SimulatedFiles
 from sparsecv.kernels import cuda_sums
 
-LAUNCHER = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpirun")
-needs_mpi = pytest.mark.skipif(LAUNCHER is None, reason="there is no MPI")
-AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-           "OMPI_MCA_rmaps_base_oversubscribe": "1"}  # fmt: skip
 MAPS = ("run_class001.mrc", "run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cuda_host import fake_cupy, host
+from backends import opened
 
 from sparsecv.engine.io.mrc import read_map
 from sparsecv.engine.io.particles import ParticleTable
@@ -28,7 +28,7 @@ from sparsecv.engine.refine.run import refine
 from sparsecv.engine.refine.settings import ReconstructSettings, RefineSettings
 from sparsecv.engine.report.progress import Progress
 from sparsecv.engine.simulate import SimulatedFiles, SimulateSettings, simulate
-from sparsecv.kernels import cuda, cuda_launch, ops
+from sparsecv.kernels import cuda, ops
 
 PARTICLES, BOX, PIXEL_SIZE = 60, 24, 6.5
 MAPS = ("run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc", "run_class001.mrc")
@@ -48,12 +48,8 @@ def gpu(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.param == "real":
         yield
         return
-    if host.compiler() is None:
-        pytest.skip("g++ is not installed")
-    cuda_launch.compiled.cache_clear()
-    with fake_cupy.installed():
+    with opened("cuda-host"):
         yield
-    cuda_launch.compiled.cache_clear()
 
 
 @pytest.fixture(scope="module", params=["C1", "D2"])

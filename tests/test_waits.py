@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cuda_host import fake_cupy, host
 from cuda_host.fake_cupy import Waits
 from tiny import PADDING, PIXEL_SIZE, batch_of, blobs, exact_slices, noise_of, random_rotations, write_particles
 
@@ -19,23 +17,12 @@ from sparsecv.engine.refine.half import Particles, Search, expectation_maximisat
 from sparsecv.engine.refine.schedule import Draws, Geometry, search_plan
 from sparsecv.engine.refine.state import HalfState, ParticleState
 from sparsecv.engine.refine.volumes import map_to_volume
-from sparsecv.kernels import cpu, cuda, cuda_launch
+from sparsecv.kernels import cpu, cuda
 
 BOX, COUNT, BAND = 24, 6, 6
 GEOMETRY = Geometry(BOX, PIXEL_SIZE, 80.0)
 HALF = HalfState(blobs(BOX), np.full((1, 12), 45.0), np.ones(1), 3.0, 4.0, 5.0)
 DRAWS = Draws.of(1, 1, COUNT)
-
-
-@pytest.fixture
-def imitation() -> Iterator[None]:
-    """A CuPy made of NumPy."""
-    if host.compiler() is None:
-        pytest.skip("g++ is not installed")
-    cuda_launch.compiled.cache_clear()
-    with fake_cupy.installed():
-        yield
-    cuda_launch.compiled.cache_clear()
 
 
 def plan_of(stage: str) -> SearchPlan:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,17 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
+from mpi_launcher import AS_ROOT, LAUNCHER, needs_mpi
 from tally import record
 from toy import content, refine_words, toy_data
 
 from sparsecv import cli
 from sparsecv.engine.simulate import SimulatedFiles
 
-LAUNCHER = shutil.which("mpiexec", path=str(Path(sys.executable).parent)) or shutil.which("mpirun")
-AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-           "OMPI_MCA_rmaps_base_oversubscribe": "1"}  # fmt: skip
-pytestmark = [pytest.mark.skipif(LAUNCHER is None, reason="there is no MPI"),
-              pytest.mark.usefixtures("threads_as_before")]
+pytestmark = [needs_mpi, pytest.mark.usefixtures("threads_as_before")]
 
 # raises in one rank, in the second iteration, where no other rank will
 RAISING = """

@@ -6,11 +6,12 @@ helps. So the root starts this process, which no launcher knows: every rank hold
 closes when the rank dies, whatever the reason. The first one to close is the culprit. The hub prints, puts the reason
 into the run's ``status.json``, tells all ranks that are left to end, and ends itself.
 
-``python -m sparsecv.engine.ranks.hub RANKS`` prints its port and a token; it imports next to nothing.
+``python -m sparsecv.engine.ranks.hub RANKS`` prints its port and a token; it imports little, so as to be there at once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -19,6 +20,9 @@ import socket
 import sys
 import time
 from pathlib import Path
+
+from sparsecv.engine.errors import complain
+from sparsecv.engine.io.results import write_json
 
 CONNECT = 120.0  # s for all ranks to come
 GRACE = 2.0  # s for the root to fail, too: of several messages about one fault its own is the best
@@ -136,11 +140,8 @@ class Hub:
     def _end(self, status: int, text: str, rank: int) -> int:
         """Say it, keep it, and let all ranks end."""
         if text:
-            line = " ".join(f"sparsecv: error: {text}".split())
-            try:
-                print(line.encode(errors="backslashreplace").decode(), file=sys.stderr, flush=True)
-            except OSError:  # the launcher has gone, and its terminal with it
-                pass
+            with contextlib.suppress(OSError):  # the launcher has gone, and its terminal with it
+                complain(text)
             self._keep(text)
         for link in list(self.ranks):
             try:
@@ -159,9 +160,7 @@ class Hub:
             if content.get("state") != "running":
                 return
             content |= {"state": "failed", "error": text}
-            temporary = self.status_file.with_name(f".{self.status_file.name}.{os.getpid()}.part")
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-            temporary.replace(self.status_file)
+            write_json(self.status_file, content)
         except (OSError, ValueError):
             pass
 

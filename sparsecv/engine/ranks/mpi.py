@@ -133,10 +133,7 @@ class MpiComm(Comm):
 
     @staticmethod
     def _wait(request: Any) -> None:
-        nap = 1e-5
-        while not request.Test():
-            time.sleep(nap)
-            nap = min(2 * nap, LONGEST_NAP)
+        _sleep_until(request.Test)
 
     def _broadcast(self, comm: Any, value: Any, root: int) -> Any:
         self._meet(comm)
@@ -160,16 +157,20 @@ class MpiComm(Comm):
                 self._wait(self._world.Isend(buffer[start : start + CHUNK], rank))
 
     def _receive(self, rank: int) -> Any:
-        nap = 1e-5
-        while not self._world.Iprobe(rank):
-            time.sleep(nap)
-            nap = min(2 * nap, LONGEST_NAP)
+        _sleep_until(lambda: self._world.Iprobe(rank))
         sizes = self._world.recv(source=rank)
         buffers = [np.empty(size, dtype=np.uint8) for size in (sizes[0], *sizes[1])]
         for buffer in buffers:
             for start in range(0, len(buffer), CHUNK):
                 self._world.Recv(buffer[start : start + CHUNK], rank)
         return _unpacked(buffers)
+
+
+def _sleep_until(is_there: Callable[[], bool]) -> None:
+    nap = 1e-5
+    while not is_there():
+        time.sleep(nap)
+        nap = min(2 * nap, LONGEST_NAP)
 
 
 def _packed(value: Any) -> tuple[bytes, list[Any]]:

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sparsecv.engine.ranks.hub import FAILED
+
 CONNECT = 60.0  # s
 PATIENCE = 15.0  # s: a rank that has failed waits so long for the word to end
-FAILED = 1
 
 
 class Watch:

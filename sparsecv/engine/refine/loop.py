@@ -204,7 +204,7 @@ class Refinement:
                 else:
                     result.quarters = ()
         rows = [result.members for result in results]
-        if self.grey_scales:
+        if state.iteration == 0 and not state.is_local:  # where `_search` has fitted them
             self.grey_scales = dict(enumerate(comm.of_halves(lambda number: self.grey_scales[number])))
         parts = comm.gathered([(state.particles.of(own), result.residuals)
                                for own, result in zip(rows, results, strict=True)])  # fmt: skip
