@@ -14,7 +14,8 @@ from sparsecv import Plugin
 from sparsecv.settings_file import digest, write_settings
 from sparsecv.star import read_star
 
-SETTINGS, DIGEST, LAUNCHER = "params.toml", "params.digest", "engine.sh"
+SETTINGS, DIGEST, LAUNCHER, FINISHED = "params.toml", "params.digest", "engine.sh", "engine.finished"
+STATUS = "status.json"  # of a refinement
 SYMMETRY = re.compile(r"^([Cc]\d{1,3}|[Dd]\d{1,3}[XxYy]?|[TtOo]|[Ii][1-4]?)\Z")
 GPUS = re.compile(r"^[\d\s,-]*\Z")
 SAME_PIXEL = 0.01  # relative difference up to which pixel sizes count as equal
@@ -78,6 +79,11 @@ class EngineProtocol:
             program, arguments = self._launcher(picks_gpu), ('"%(GPU)s" ' if picks_gpu else "") + arguments
         else:
             program = Plugin.getProgram("CUDA_VISIBLE_DEVICES=%(GPU)s" if picks_gpu else "")
+        finished = self._getExtraPath(FINISHED)
+        if os.path.exists(finished):
+            os.remove(finished)
+        # where each program is a job of its own, Scipion does not learn its exit status
+        arguments += ' && touch "%s"' % finished
         self.runJob(program, arguments, env=Plugin.getEnviron(), numberOfMpi=self._processes())
         return [self._getExtraPath(SETTINGS)]
 
@@ -98,7 +104,11 @@ class EngineProtocol:
         return path
 
     def createOutputStep(self, mark):
-        """Register what the engine has made."""
+        """Register what the engine has made; an earlier run's results are not taken for those of one that failed."""
+        if not os.path.exists(self._getExtraPath(FINISHED)):
+            reason = self._readJson(STATUS).get("error")
+            raise RuntimeError("The engine has not finished%s. The output of its job says why; mend it and press "
+                               "Continue." % (": %s" % reason if reason else ""))  # fmt: skip
         self._createOutputs()
 
     def _checkpoints(self):

@@ -12,6 +12,7 @@ from pyworkflow.constants import BETA
 from sparsecv import convert
 from sparsecv.protocols.base import (
     SAME_PIXEL,
+    STATUS,
     EngineProtocol,
     absolute,
     check_same_grid,
@@ -19,7 +20,7 @@ from sparsecv.protocols.base import (
     engine_value,
 )
 
-PARTICLES, STATUS = "input_particles.star", "status.json"
+PARTICLES = "input_particles.star"
 DATA, MAP, HALVES = "run_data.star", "run_class001.mrc", ["run_half%d_class001_unfil.mrc" % k for k in (1, 2)]
 POSTPROCESS, MASK = "postprocess.star", "postprocess_mask.mrc"
 # the engine's own words

@@ -20,8 +20,6 @@ def _prepare():
         "SCIPION_HOME": home, "SCIPION_USER_DATA": os.path.join(home, "data"), "SCIPION_DOMAIN": "pwem",
         "SCIPION_HOSTS": hosts, "SCIPION_PYTHON": sys.executable, "SCIPION_NOTIFY": "False",
         "MPLBACKEND": "Agg",
-        # several processes, where tests run as root and on few cores
-        "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_rmaps_base_oversubscribe": "1",
         "SCIPION_TEST_NOSYNC": "True", "SCIPION_PRIORITY_PACKAGE_LIST": "pwem tomo pwchem",
         "SCIPION_TESTS": os.path.join(home, "tests"), "SCIPION_TESTS_OUTPUT": os.path.join(home, "output"),
     }  # fmt: skip

@@ -167,7 +167,7 @@ class TestSparseCvConvert(BaseTest):
         particles = particle_set("golden.sqlite", "golden/poses.star", golden.PIXEL_SIZE)
         convert.write_particles(particles, "golden.star")
         found = self.through_cryosparc("golden.star")
-        python = os.path.join(os.environ["SPARSECV_HOME"], "bin", "python")
+        python = os.path.join(Plugin.getHome(), "bin", "python")
         subprocess.run([python, "-c", golden.PROJECT, "golden.mrc", found, "golden.npy"],
                        check=True, env=Plugin.getEnviron())  # fmt: skip
         ours, theirs = np.load("golden.npy"), golden.read_images()

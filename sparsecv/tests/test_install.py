@@ -3,6 +3,7 @@
 
 import glob
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -17,8 +18,8 @@ from sparsecv.tests.data import PIXEL_SIZE
 from sparsecv.tests.project import SparseCvTest, plugin_variables
 
 # A conda that is a shell function, as the real one is. Its environments are plain ones, which see pip and the packages
-# of the engine that is there, so that nothing has to be fetched. It refuses what would lead the real one to packages of
-# Scipion's.
+# of the engine that is there, so that hardly anything has to be fetched. It refuses what would lead the real one to
+# packages of Scipion's.
 CONDA = """
 conda() {
     if [ -n "$PYTHONPATH$PYTHONHOME" ]; then echo "conda: Scipion's packages are in the way" >&2; return 1; fi
@@ -54,8 +55,9 @@ class TestSparseCvInstall(SparseCvTest):
 
     def conda(self):
         """Make the function; returns the command that defines it, and the folder with its environments."""
-        root, home = os.path.abspath("conda"), os.path.abspath(os.environ["SPARSECV_HOME"])
-        os.makedirs(root, exist_ok=True)
+        root, home = os.path.abspath("conda"), os.path.abspath(Plugin.getHome())
+        shutil.rmtree(root, ignore_errors=True)  # Scipion keeps the projects of earlier tests
+        os.makedirs(root)
         path = os.path.join(root, "conda.sh")
         with open(path, "w") as out:
             out.write(CONDA % {"root": root, "python": os.path.join(home, "bin", "python"),
@@ -101,12 +103,13 @@ class TestSparseCvInstall(SparseCvTest):
         """By ``scipion installb``, then a protocol that starts the engine through the environment."""
         hook, root = self.conda()
         software = os.path.abspath("software")
+        shutil.rmtree(software, ignore_errors=True)
         os.makedirs(os.path.join(software, "em"), exist_ok=True)
         with tarfile.open(os.path.join(software, "em", "void.tgz"), "w:gz"):
             pass  # Scipion would fetch an empty archive
         halves = self.halves()
         with plugin_variables(SPARSECV_INSTALL="conda", CONDA_ACTIVATION_CMD=hook, SPARSECV_HOME="/nowhere",
-                              SPARSECV_CUDA="none", SCIPION_SOFTWARE=software, PIP_NO_BUILD_ISOLATION="0",
+                              SPARSECV_CUDA="none", SCIPION_SOFTWARE=software,
                               EM_ROOT=os.path.join(software, "em")):  # fmt: skip
             before = "\n".join(Plugin.validateInstallation())
             self.assertIn("Could not find conda environment: sparsecv-%s" % __version__, before)

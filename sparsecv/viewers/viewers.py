@@ -21,7 +21,7 @@ from sparsecv.protocols import (
     SparseCvProtPostprocess,
     SparseCvProtRefine,
 )
-from sparsecv.protocols.base import FSC_COLUMNS
+from sparsecv.protocols.base import FSC_COLUMNS, STATUS
 from sparsecv.protocols.protocol_model_fsc import FSC_COLUMNS as MODEL_COLUMNS
 from sparsecv.star import read_star
 from sparsecv.viewers import plots
@@ -179,11 +179,11 @@ class SparseCvRefineViewer(SparseCvViewer):
         }  # fmt: skip
 
     def _showHistory(self, param=None):
-        history = self.protocol._readJson("status.json").get("history")
+        history = self.protocol._readJson(STATUS).get("history")
         return self._window(plots.draw_history, history) if history else self._absent("An iteration")
 
     def _showPrior(self, param=None):
-        history = self.protocol._readJson("status.json").get("history", [])
+        history = self.protocol._readJson(STATUS).get("history", [])
         if not plots.prior_rows(history):
             return self._absent("What the prior has chosen")
         return self._window(plots.draw_prior, history)
