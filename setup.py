@@ -62,6 +62,7 @@ setup(
     package_data={
         "sparsecv": ["constraints.txt", "protocols.conf", "*.png", "templates/*.json.template"],
         "sparsecv.tests": ["golden/*.star", "golden/*.npz"],
+        "sparsecv.engine.report": ["page.css", "page.js"],
         "sparsecv.kernels": ["cuda/*.cu", "cuda/*.cuh"],
     },
     install_requires=[],
