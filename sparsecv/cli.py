@@ -37,6 +37,7 @@ COMMANDS = {
     "postprocess": ("sparsecv.engine.commands.postprocess", "masked FSC, sharpening and filtering of two half maps"),
     "fsc": ("sparsecv.engine.commands.fsc", "the Fourier shell correlation of two maps"),
     "validate": ("sparsecv.engine.commands.validate", "a map against an atomic model: FSC, fit, scores of residues"),
+    "report": ("sparsecv.engine.commands.report", "the page of a refinement, made again from its folder"),
     "convert": ("sparsecv.engine.commands.convert", "particles of cryoSPARC (.cs) as a STAR file, and back"),
     "simulate": ("sparsecv.engine.commands.simulate", "particles with known truth"),
     "check": ("sparsecv.engine.check", "versions, devices and a short run: does the installation work?"),

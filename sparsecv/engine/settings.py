@@ -295,6 +295,15 @@ def settings_text(command: str, settings: Any, arguments: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def provenance_of(text: str) -> dict[str, Any]:
+    """Where :func:`settings_text` came from: version, command, working directory, time; empty for any other text."""
+    try:
+        found = tomllib.loads(text).get(PROVENANCE, {})
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def write_settings(path: str | Path, command: str, settings: Any, arguments: Sequence[str]) -> None:
     """Write :func:`settings_text` to a file, atomically."""
     atomic_text(path, settings_text(command, settings, arguments))

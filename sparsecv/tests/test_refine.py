@@ -2,6 +2,7 @@
 """Protocols from end to end on tiny data: both refinements, what follows them, and every button of their viewers."""
 
 import os
+from unittest import mock
 
 import numpy as np
 from pwem.objects import Volume
@@ -49,10 +50,17 @@ class TestSparseCvRefine(SparseCvTest):
         drawn, folder = [], os.path.abspath("pictures")
         os.makedirs(folder, exist_ok=True)
         notes = self.chimerax(folder)
+        opened = []
         for name, show in viewer._getVisualizeDict().items():
-            if name == "doShowPage" or not hasattr(viewer, name):  # of another protocol with the same viewer
+            if not hasattr(viewer, name):  # of another protocol with the same viewer
                 continue
-            for view in show(None):
+            with mock.patch("webbrowser.open", opened.append):
+                views = show(None)
+            if name == "doShowPage":
+                self.assertEqual(views, [])
+                self.assertTrue(os.path.getsize(opened[0][len("file://") :]) > 50000)
+                drawn.append(name)
+            for view in views:
                 if hasattr(view, "savefig"):
                     path = os.path.join(folder, "%s_%s.png" % (type(made).__name__, name))
                     view.savefig(path)

@@ -95,6 +95,13 @@ class SparseCvViewer(ProtocolViewer):
             return self._absent(name)
         return [ChimeraView(os.path.abspath(self._path(name)))]
 
+    def _page(self, name):
+        """Open a page of the engine in the browser."""
+        if not self._has(name):
+            return self._absent("The page")
+        webbrowser.open("file://" + os.path.abspath(self._path(name)))
+        return []
+
     def _slices(self, name, **more):
         if not self._has(name):
             return self._absent(name)
@@ -152,8 +159,9 @@ class SparseCvRefineViewer(SparseCvViewer):
 
     def _defineParams(self, form):
         form.addSection(label="Results")
+        form.addParam("doShowPage", params.LabelParam, label="Open the whole report in the browser", default=True)
         group = form.addGroup("Iterations")
-        group.addParam("doShowHistory", params.LabelParam, label="Show resolution and changes of poses", default=True)
+        group.addParam("doShowHistory", params.LabelParam, label="Show resolution and changes of poses")
         group.addParam("doShowPrior", params.LabelParam, label="Show the prior by iteration")
         group.addParam("doShowLastFsc", params.LabelParam, label="Show the FSC of the last iteration")
         group.addParam("doShowLastSlices", params.LabelParam, label="Show the references of the last iteration")
@@ -167,6 +175,7 @@ class SparseCvRefineViewer(SparseCvViewer):
 
     def _getVisualizeDict(self):
         return {
+            "doShowPage": lambda _: self._page("report.html"),
             "doShowHistory": self._showHistory, "doShowPrior": self._showPrior,
             "doShowLastFsc": lambda _: self._picture("run_it*_fsc.png", "An iteration"),
             "doShowLastSlices": lambda _: self._picture("run_it*_slices.png", "An iteration"),
@@ -264,7 +273,8 @@ class SparseCvModelViewer(SparseCvViewer):
 
     def _getVisualizeDict(self):
         return {
-            "doShowFsc": self._showFsc, "doShowResidues": self._showResidues, "doShowPage": self._showPage,
+            "doShowFsc": self._showFsc, "doShowResidues": self._showResidues,
+            "doShowPage": lambda _: self._page("validate.html"),
             "doShowChimera": lambda _: self._script("scores.cxc"),
             "doShowSlices": lambda _: self._slices(self.MAPS[self.mapName.get()]),
         }  # fmt: skip
@@ -283,9 +293,3 @@ class SparseCvModelViewer(SparseCvViewer):
         if not any(row["polymer"] == "1" for row in rows):
             return [self.errorMessage("The model has no residues of a polymer.", title="Nothing to show")]
         return self._window(plots.draw_residues, rows)
-
-    def _showPage(self, param=None):
-        if not self._has("validate.html"):
-            return self._absent("The page")
-        webbrowser.open("file://" + os.path.abspath(self._path("validate.html")))
-        return []

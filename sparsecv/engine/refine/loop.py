@@ -29,6 +29,7 @@ from sparsecv.engine.refine.schedule import (
     update_search,
 )
 from sparsecv.engine.refine.state import RefinementState
+from sparsecv.engine.refine.stopwatch import Stopwatch
 from sparsecv.engine.refine.volumes import PADDING, Accumulator, map_to_volume, move_map
 from sparsecv.engine.validate.claims import Common
 from sparsecv.engine.validate.fsc import fsc, resolution
@@ -101,6 +102,8 @@ class Refinement:
         Whether the last iteration hands on its accumulators, each as large as a padded map.
     comm
         The ranks that share the work: each has a piece of the particles, and the state as the root has it.
+    watch
+        Time of the parts of an iteration.
     """
 
     ops: Any
@@ -119,6 +122,7 @@ class Refinement:
     grey_scales: dict[int, float] = field(default_factory=dict)
     keeps_accumulators: bool = False
     comm: Comm = ALONE
+    watch: Stopwatch = field(default_factory=Stopwatch)
 
     @property
     def is_ready_to_finish(self) -> bool:
@@ -134,16 +138,19 @@ class Refinement:
         accumulated = geometry.nyquist_shell if is_last else geometry.accumulated_shell(state.band)
         members = self._members(0), self._members(1)
         shares = Shares.of(len(members[0]), len(members[1]), self.comm.size)
-        results = [self._expectation_maximisation(number, accumulated, members, shares) for number in (0, 1)]
-        self._add_up(results, members, shares)
-        if self.frame_is_free and not state.is_local:
-            self._centre_frame(results)
-        iteration = self._half_maps(results, accumulated)
-        if is_last:
-            self._join(results, iteration)
-            band, told = state.band, shown_of(iteration.regularised)
-        else:
-            band, told = self._next_references(results, iteration, accumulated)
+        with self.watch.part("search and sums"):
+            results = [self._expectation_maximisation(number, accumulated, members, shares) for number in (0, 1)]
+            self._add_up(results, members, shares)
+        with self.watch.part("half maps and FSC"):
+            if self.frame_is_free and not state.is_local:
+                self._centre_frame(results)
+            iteration = self._half_maps(results, accumulated)
+        with self.watch.part("regularisation"):
+            if is_last:
+                self._join(results, iteration)
+                band, told = state.band, shown_of(iteration.regularised)
+            else:
+                band, told = self._next_references(results, iteration, accumulated)
         self.state = self.comm.at_root(lambda: self._updated(results, iteration.fsc, band, told, is_last))
         return iteration
 

@@ -19,6 +19,7 @@ from sparsecv.engine.refine.noise import signal_to_noise
 from sparsecv.engine.refine.regularisers.nonuniform import BAND_LIMIT, mean_band_limit
 from sparsecv.engine.report.band_limit import plot_band_limit, surface_level, write_chimerax_script
 from sparsecv.engine.report.plots import plot_angles, plot_fsc, plot_slices
+from sparsecv.engine.report.run_page import PAGE, RunPage
 from sparsecv.engine.report.strengths import plot_held_out, plot_strengths
 
 PREFIX = "run"
@@ -28,8 +29,8 @@ REGULARISED_MAP = "run_class001_regularised.mrc"
 REJECTED = "rejected.star"
 STRENGTHS = "run_sparse_tv.png"
 WRITTEN = (  # patterns of all that a refinement writes, but for its settings
-    "run_it[0-9]*_*.png", "run_it[0-9]*_checkpoint.npz", HALF_MAP.format("[12]"), MAP, REGULARISED_MAP,
-    "run_data.star",
+    "run_it[0-9]*_*.png", "run_it[0-9]*_record.json", "run_it[0-9]*_checkpoint.npz", PAGE,
+    HALF_MAP.format("[12]"), MAP, REGULARISED_MAP, "run_data.star",
     "run_model.star", REJECTED, "postprocess.mrc", "postprocess_masked.mrc", "postprocess_mask.mrc",
     "postprocess.star", "postprocess_fsc.xml", "status.json",
     "run_half[12]_quarter[12]_accumulator.npz", STRENGTHS,
@@ -239,14 +240,26 @@ def write_maps(folder: Path, iteration: Iteration, pixel_size: float, regularise
 
 
 class Status:
-    """``status.json``: where a run stands, for scripts that watch it; rewritten atomically."""
+    """``status.json`` and ``report.html``: where a run stands, for scripts and for people; rewritten atomically.
 
-    def __init__(self, folder: Path) -> None:
+    Parameters
+    ----------
+    folder
+        Of the run.
+    constant
+        What stays the same throughout, such as the number of particles.
+    warnings
+        Grows while the run goes on.
+    """
+
+    def __init__(self, folder: Path, constant: Mapping[str, Any], warnings: Sequence[str]) -> None:
         self.path = folder / "status.json"
         self.started = time.time()
+        self._constant, self._warnings = constant, warnings
+        self._page = RunPage(folder)
 
     def write(self, state: str, history: Sequence[Mapping[str, Any]], **more: Any) -> None:
-        """Write a state (``running``, ``finished``, ``failed``) with the history so far."""
+        """Write a state (``running``, ``finished``, ``stopped``, ``failed``) with the history so far."""
         content = {
             "state": state,
             "iteration": history[-1]["iteration"] if history else 0,
@@ -256,7 +269,10 @@ class Status:
             "wall_seconds": round(time.time() - self.started, 3),
             "cpu_seconds": round(time.process_time(), 3),
             "updated": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "warnings": list(self._warnings),
+            **self._constant,
             **more,
             "history": list(history),
         }
         write_json(self.path, content)
+        self._page.write()

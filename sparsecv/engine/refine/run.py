@@ -37,10 +37,12 @@ from sparsecv.engine.refine.outputs import (
     write_strengths_picture,
 )
 from sparsecv.engine.refine.prepare import Warn, check_rejected, detector_pixel_size, prepare
+from sparsecv.engine.refine.record import write_record
 from sparsecv.engine.refine.regularisers import NonUniform
 from sparsecv.engine.refine.regularisers.nonuniform import mean_band_limit
 from sparsecv.engine.refine.settings import RefineSettings
 from sparsecv.engine.refine.stopping import StopRequest
+from sparsecv.engine.refine.stopwatch import peak_memory
 from sparsecv.engine.report.progress import Progress
 from sparsecv.engine.threads import keep_freed_memory, use_threads
 from sparsecv.engine.validate.fsc_files import write_postprocess
@@ -106,7 +108,8 @@ def refine(
         _check_same(found[1], identity, folder)
         refinement.state = found[0]
         progress.line(f"going on after iteration {refinement.state.iteration}")
-    status = Status(folder)
+    constant = {"particles": len(refinement.particles.table), "ranks": comm.size, "threads": threads}
+    status = Status(folder, constant, warnings)
     try:
         remove_leftovers(folder, WRITTEN)
         if found is None:
@@ -123,7 +126,7 @@ def refine(
         if error.after is None:
             status.write("failed", refinement.state.history, error=str(error))
         else:
-            status.write("stopped", refinement.state.history, warnings=warnings)
+            status.write("stopped", refinement.state.history)
         raise
     except BaseException as error:  # whatever ends the run, a signal included, is on record
         reason = ": ".join(part for part in (type(error).__name__, str(error)) if part)
@@ -223,12 +226,16 @@ def _iterate(
             factors = " and ".join(f"{factor:.3g}" for factor in refinement.grey_scales.values())
             progress.line(f"the starting map was multiplied by {factors} (half 1 and 2) to fit the images' grey scale")
         last = state.history[-1]
-        write_iteration_pictures(folder, refinement, iteration, settings.regulariser)
+        with refinement.watch.part("pictures"):
+            write_iteration_pictures(folder, refinement, iteration, settings.regulariser)
+        if not is_last:
+            with refinement.watch.part("checkpoint"):
+                save_checkpoint(folder, state, identity)
+        write_record(folder, refinement, iteration, refinement.watch.taken(), peak_memory())
         progress.iteration_finished(_line(last))
         status.write("running", state.history)
         if is_last:
             return iteration
-        save_checkpoint(folder, state, identity)
         stopped_by = _asked_to_stop(refinement, request)
         if stopped_by:
             raise Terminated(stopped_by, after=number)
@@ -294,7 +301,7 @@ def _finish(
         _write_band_limits(refinement, iteration, settings, result, threads)
     for text in result.warnings:
         warn(text)
-    status.write("finished", refinement.state.history, warnings=warnings,
+    status.write("finished", refinement.state.history,
                  masked_resolution_0143=result.resolution_0143.angstrom,
                  masked_resolution_05=result.resolution_05.angstrom,
                  masked_resolution_is_shared=result.resolution_0143.is_shared, bfactor=result.bfactor)

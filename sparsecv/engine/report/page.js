@@ -4,6 +4,7 @@
   const COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000"]; // Okabe & Ito
   const DASHES = ["", "7 4", "9 3 2 3", "2 3", "12 3", "5 2 1 2 1 2", "1 2"]; // tell lines apart without colour
   const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [560, 330, 62, 12, 12, 46];
+  const SILENT_MINUTES = 30;
   const data = JSON.parse(document.getElementById("data").textContent);
   const drawn = [];
 
@@ -75,7 +76,7 @@
 
     ranges() {
       const xs = [], ys = [];
-      for (const line of this.spec.lines) {
+      for (const line of this.spec.others ? this.spec.lines : this.current()) {
         line.y.forEach((y, n) => {
           const value = y === null ? NaN : this.value(y);
           if (Number.isFinite(value) && line.x[n] !== null) { xs.push(line.x[n]); ys.push(value); }
@@ -123,7 +124,9 @@
       const middle = (TOP + HEIGHT - BOTTOM) / 2;
       node("text", { x: 14, y: middle, "text-anchor": "middle", transform: `rotate(-90 14 ${middle})` }, svg, spec.y_label);
       const current = this.current();
-      for (const line of spec.lines) if (!current.includes(line)) this.line(line, { stroke: "#ccc", "stroke-width": 1 });
+      for (const line of spec.others ? spec.lines : []) {
+        if (!current.includes(line)) this.line(line, { stroke: "#ccc", "stroke-width": 1 });
+      }
       this.legend.replaceChildren();
       current.forEach((line, number) => {
         const look = { stroke: COLOURS[number % COLOURS.length], "stroke-width": 2.2, "stroke-dasharray": DASHES[number % DASHES.length] };
@@ -196,6 +199,14 @@
   }
 
   document.querySelectorAll("figure.chart").forEach((figure) => drawn.push(new Chart(figure, data.charts[Number(figure.dataset.chart)])));
+
+  // A run that was killed cannot say so; one that goes on writes again.
+  const silent = data.written === null ? 0 : Math.round((Date.now() / 1000 - data.written) / 60);
+  if (silent >= SILENT_MINUTES) {
+    const note = Object.assign(document.createElement("p"), { className: "warning" });
+    note.textContent = `Nothing has been written for ${silent} minutes: an iteration may take long, or the run may have ended.`;
+    document.querySelector("h1").after(note);
+  }
 
   const slider = document.querySelector(".slider input");
   if (!slider) return;

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -13,8 +14,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from numpy.typing import NDArray
+
 from sparsecv.engine.io.atomic import atomic_text
 
+Values = Sequence[float] | NDArray[Any]
 TYPES = {".png": "image/png", ".webp": "image/webp"}
 
 
@@ -29,12 +33,12 @@ class Line:
     x, y
         Values; what is not finite is left out.
     frame
-        Position of the slider at which it is shown in colour, and grey at the others; None: always in colour.
+        Position of the slider at which it is shown in colour; None: always.
     """
 
     label: str
-    x: Sequence[float]
-    y: Sequence[float]
+    x: Values
+    y: Values
     frame: int | None = None
 
 
@@ -54,6 +58,8 @@ class Chart:
         Values of y drawn as horizontal lines.
     y_range
         Lowest and highest value shown, more only downwards; None: what the values need.
+    has_others
+        Whether lines of other positions of the slider are shown, in grey; else the axes follow those that are shown.
     """
 
     caption: str
@@ -64,6 +70,7 @@ class Chart:
     is_logarithmic: bool = False
     thresholds: Sequence[float] = ()
     y_range: tuple[float, float] | None = None
+    has_others: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         """What the page's script reads."""
@@ -71,7 +78,7 @@ class Chart:
                  | ({} if one.frame is None else {"frame": one.frame}) for one in self.lines]  # fmt: skip
         return {"caption": self.caption, "x_label": self.x_label, "y_label": self.y_label, "lines": lines,
                 "x_axis": self.x_axis, "logarithmic": self.is_logarithmic, "thresholds": list(self.thresholds),
-                "y_range": self.y_range}  # fmt: skip
+                "y_range": self.y_range, "others": self.has_others}  # fmt: skip
 
 
 @dataclass
@@ -155,7 +162,7 @@ class Page:
         if self.reloads_after:
             head += f'<meta http-equiv="refresh" content="{self.reloads_after}">'
         body = "\n".join([f"<h1>{escape(self.title)}</h1>", *self._parts])
-        if self._charts or self._positions:
+        if self._charts or self._positions or self.reloads_after:
             body += "\n" + self._script()
         text = f'<!DOCTYPE html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
         atomic_text(path, text.encode("utf-8", "backslashreplace").decode("utf-8"))
@@ -163,7 +170,8 @@ class Page:
     def _script(self) -> str:
         """The numbers of the charts, and the program that draws them."""
         data = {"charts": [chart.as_dict() for chart in self._charts],
-                "slider": {"positions": list(self._positions), "labels": list(self._positions.values())}}  # fmt: skip
+                "slider": {"positions": list(self._positions), "labels": list(self._positions.values())},
+                "written": time.time() if self.reloads_after else None}  # fmt: skip
         # Nothing in it can end the element, whatever names it holds.
         text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
         return (f'<noscript><p class="warning">Charts and the slider need JavaScript.</p></noscript>\n'
