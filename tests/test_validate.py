@@ -300,7 +300,8 @@ def test_the_command_writes_what_it_promises(files, tmp_path, capsys) -> None:
     written = {path.name for path in output.iterdir()}
     assert written == {
         "model_fsc.star", "residues.csv", "summary.json", "fitted.cif", "scored.cif", "validate_map.mrc",
-        "validate_mask.mrc", "validate_model.mrc", "scores.cxc", "validate.html", "validate.toml", "model_fsc.png",
+        "validate_mask.mrc", "validate_model.mrc", "scores.cxc", "validate.html", "validate.toml",
+        "checksums.sha256", "model_fsc.png",
         "versus_fsc.png",
         "chains_fsc.png", "residues.png", "inclusion.png", "slices.png",
     }  # fmt: skip

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import subprocess
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ from sparsecv import cli
 from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.mrc import read_map
 from sparsecv.engine.io.particles import ParticleTable
+from sparsecv.engine.io.results import CHECKSUMS
 from sparsecv.engine.io.star import StarFile
 from sparsecv.engine.refine.accumulator_files import read_accumulators
 from sparsecv.engine.refine.checkpoint import load_checkpoint
@@ -95,6 +98,14 @@ def picture(path: Path) -> object:
         return image.size, image.tobytes()
 
 
+def checked(path: Path) -> object:
+    """Content of a file that no reader of ours checks, by the checksums of its folder."""
+    digests = dict(reversed(line.split("  ", 1)) for line in (path.parent / CHECKSUMS).read_text().splitlines())
+    if hashlib.sha256(path.read_bytes()).hexdigest() != digests[path.name]:
+        raise InputError("noticed")
+    return path.read_bytes()
+
+
 READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "checkpoint": ("run_it002_checkpoint.npz", checkpoint),
     "accumulators": ("run_half1_quarter1_accumulator.npz", accumulators),
@@ -104,6 +115,11 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "model": ("run_model.star", star),
     "FSC table": ("postprocess.star", star),
     "picture": ("run_it001_fsc.png", picture),
+    "status": ("status.json", checked),
+    "record": ("run_it001_record.json", checked),
+    "settings": ("run.toml", checked),
+    "curve for deposition": ("postprocess_fsc.xml", checked),
+    "report": ("report.html", checked),
 }
 LIKE = {"checkpoint": "run_it001_checkpoint.npz", "accumulators": "run_half2_quarter1_accumulator.npz"}
 
@@ -136,12 +152,12 @@ def test_damage_is_noticed_or_has_no_effect(kind: str, run: Path, tmp_path: Path
     name, read = READERS[kind]
     rng = np.random.default_rng(list(READERS).index(kind))
     for path in run.iterdir():
-        if path.suffix in (".npz", ".mrc", ".star", ".png") and ("checkpoint" not in path.name or path.name == name):
+        if path.is_file() and ("checkpoint" not in path.name or path.name == name):
             shutil.copy(path, tmp_path)
     target, content = tmp_path / name, (run / name).read_bytes()
     expected = read(target)
     noticed = harmless = 0
-    wanted = times(125, 40)
+    wanted = times(125, 30)
     while noticed + harmless < wanted:
         changed = damaged(content, rng)
         if changed == content:
@@ -156,6 +172,23 @@ def test_damage_is_noticed_or_has_no_effect(kind: str, run: Path, tmp_path: Path
         harmless += 1
     record("damage at rest", f"flips, cuts and swaps in {kind} ({name})", wanted, noticed + harmless,
            f"{noticed} noticed, {harmless} without effect")
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="no sha256sum")
+def test_checksums_name_what_has_changed(run: Path, tmp_path: Path) -> None:
+    """By the program that every system has, for each file of a run."""
+    shutil.copytree(run, tmp_path / "run")
+    command = ["sha256sum", "--check", "--quiet", CHECKSUMS]
+    assert subprocess.run(command, cwd=tmp_path / "run", check=False).returncode == 0
+    listed = {line.split("  ", 1)[1] for line in (run / CHECKSUMS).read_text().splitlines()}
+    there = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    assert there - listed == {CHECKSUMS}
+    with (tmp_path / "run" / "run.toml").open("a") as out:
+        out.write("# changed\n")
+    done = subprocess.run(command, cwd=tmp_path / "run", capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "run.toml: FAILED" in done.stdout
+    record("damage at rest", "a changed file, by sha256sum", 1, 1)
 
 
 @pytest.mark.parametrize("kind", LIKE)

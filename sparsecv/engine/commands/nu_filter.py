@@ -13,8 +13,8 @@ RESULTS = ("filtered.mrc", "sharpened.mrc", "bandlimit.mrc", "local_resolution.m
 def run(settings: NuFilterSettings, save: Save) -> int:
     """Filter, and write maps, numbers, pictures and the settings into the output folder."""
     from sparsecv.engine.commands.maps import read_halves, warn
-    from sparsecv.engine.io.results import refuse_to_overwrite
-    from sparsecv.engine.refine.nu_filter import nu_filter
+    from sparsecv.engine.io.results import refuse_to_overwrite, write_checksums
+    from sparsecv.engine.refine.nu_filter import WRITTEN, nu_filter
     from sparsecv.engine.threads import keep_freed_memory, use_threads
     from sparsecv.kernels import ops
 
@@ -25,6 +25,7 @@ def run(settings: NuFilterSettings, save: Save) -> int:
     first, second = read_halves(settings.half1, settings.half2, settings.pixel_size)
     found = nu_filter(settings, ops(settings.device), first, second, lambda text: warn([text]), workers)
     save(settings.output / "nu_filter.toml")
+    write_checksums(settings.output, WRITTEN)
     low, middle, high = found.quartiles
     if found.is_band_limit:
         print(f"band limits inside the mask: median {middle:.2f} A, quartiles {low:.2f} and {high:.2f} A")

@@ -13,8 +13,8 @@ RESULTS = ("regularised.mrc", "regularised_half[12].mrc")  # of half maps, of ac
 def run(settings: RegulariseSettings, save: Save) -> int:
     """Regularise, and write maps, numbers, pictures and the settings into the output folder."""
     from sparsecv.engine.commands.maps import read_halves, read_pair, warn
-    from sparsecv.engine.io.results import refuse_to_overwrite
-    from sparsecv.engine.refine.regularise import HalfMaps, regularise
+    from sparsecv.engine.io.results import refuse_to_overwrite, write_checksums
+    from sparsecv.engine.refine.regularise import WRITTEN, HalfMaps, regularise
     from sparsecv.engine.threads import keep_freed_memory, use_threads
     from sparsecv.kernels import ops
 
@@ -32,6 +32,7 @@ def run(settings: RegulariseSettings, save: Save) -> int:
         maps = HalfMaps(first, second, previous)
     written = regularise(settings, ops(settings.device), maps, lambda text: warn([text]))
     save(settings.output / "regularise.toml")
+    write_checksums(settings.output, (*WRITTEN, "regularise.toml"))
     print(f"results in {settings.output}: {', '.join(path.name for path in written)}, regularise.json, pictures")
     print("regularised maps are for looking at and to align against: their FSC is no resolution")
     return 0

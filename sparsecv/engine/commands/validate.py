@@ -15,7 +15,7 @@ def run(settings: ValidateSettings, save: Save) -> int:
     from sparsecv.engine.commands.maps import warn
     from sparsecv.engine.io.models import read_structure
     from sparsecv.engine.io.mrc import read_map
-    from sparsecv.engine.io.results import refuse_to_overwrite, remove_results
+    from sparsecv.engine.io.results import refuse_to_overwrite, remove_results, write_checksums
     from sparsecv.engine.model_map.files import WRITTEN, write_validation
     from sparsecv.engine.model_map.results import Options
     from sparsecv.engine.model_map.validation import validate
@@ -46,6 +46,7 @@ def run(settings: ValidateSettings, save: Save) -> int:
     remove_results(s.output, inputs, WRITTEN)
     save(s.output / "validate.toml")
     written = write_validation(found, s.output, names=names)
+    write_checksums(s.output, WRITTEN)
     warn([*left_away, *found.warnings])
     for text in found.notes:
         print(text)

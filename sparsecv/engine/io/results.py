@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The folder of a command's results: what an earlier run left there, and numbers as JSON."""
+"""The folder of a command's results: what an earlier run left there, checksums of what is there, numbers as JSON."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,34 @@ from typing import Any
 
 from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.atomic import atomic_text
+
+CHECKSUMS = "checksums.sha256"
+READ_BYTES = 1 << 22  # at once
+
+
+def write_checksums(folder: Path, patterns: Iterable[str]) -> None:
+    """Write ``checksums.sha256`` of the results in a folder: ``sha256sum -c checksums.sha256`` names what has changed.
+
+    Parameters
+    ----------
+    patterns
+        Of the files that such a run writes; what is not there is left out.
+
+    Notes
+    -----
+    Maps, STAR files, checkpoints and accumulators say by themselves that they are damaged, when they are read; this is
+    for all others, too, and for archives.
+    """
+    paths = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+    atomic_text(folder / CHECKSUMS, "".join(f"{_sha256(path)}  {path.relative_to(folder)}\n" for path in paths))
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as content:
+        while block := content.read(READ_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def remove_results(folder: Path, keep: Iterable[Path | None], patterns: Iterable[str]) -> None:
@@ -25,7 +54,7 @@ def remove_results(folder: Path, keep: Iterable[Path | None], patterns: Iterable
         Of the files that such a run writes.
     """
     inputs = {path.resolve() for path in keep if path is not None}
-    for pattern in patterns:
+    for pattern in (*patterns, CHECKSUMS):
         for path in folder.glob(pattern):
             if path.resolve() not in inputs:
                 path.unlink()

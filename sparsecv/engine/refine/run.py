@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sparsecv.engine.errors import InputError, Terminated
-from sparsecv.engine.io.results import remove_leftovers, remove_results
+from sparsecv.engine.io.results import remove_leftovers, remove_results, write_checksums
 from sparsecv.engine.physics.masks import sphere
 from sparsecv.engine.ranks import ALONE, Comm
 from sparsecv.engine.refine.accumulator_files import Origin, write_accumulators
@@ -305,6 +305,7 @@ def _finish(
                  masked_resolution_0143=result.resolution_0143.angstrom,
                  masked_resolution_05=result.resolution_05.angstrom,
                  masked_resolution_is_shared=result.resolution_0143.is_shared, bfactor=result.bfactor)
+    write_checksums(folder, (*WRITTEN, "run.toml"))
     return RefineResult(folder, refinement.state.history, result, warnings)
 
 
