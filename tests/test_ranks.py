@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -26,6 +27,7 @@ from sparsecv import cli
 from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.mrc import read_map
 from sparsecv.engine.io.particles import ParticleTable
+from sparsecv.engine.io.star import StarFile
 from sparsecv.engine.ranks import ALONE, Shares
 from sparsecv.engine.ranks.hub import Hub
 from sparsecv.engine.ranks.launch import is_first, join, launched
@@ -243,6 +245,24 @@ def test_ranks_give_the_result_of_one_process(
     lines = [[one.split(";")[0] for one in text.splitlines() if one.startswith("iteration")]
              for text in (alone, shared.stdout)]  # fmt: skip
     assert lines[0] == lines[1]
+
+
+@needs_mpi
+def test_copies_of_an_image_are_found_by_ranks_that_each_read_a_part(data: SimulatedFiles, tmp_path: Path) -> None:
+    """Under another name in the other half set; all processes end with the one line of one process."""
+    shutil.copy(data.particles.parent / "particles.mrcs", tmp_path / "copies.mrcs")
+    star = StarFile.read(data.particles)
+    table = star.table("particles")
+    names = table.strings("rlnImageName")
+    names[-1] = f"1@{tmp_path / 'copies.mrcs'}"  # the first image again
+    table.set("rlnImageName", [name.replace("@", f"@{data.particles.parent}/") for name in names[:-1]] + names[-1:])
+    star.write(tmp_path / "copied.star")
+    copied = SimpleNamespace(particles=tmp_path / "copied.star", reference=data.reference)
+    done = in_ranks(2, command(copied, tmp_path / "run"))  # type: ignore[arg-type]
+    assert done.returncode != 0
+    said = [line for line in done.stderr.splitlines() if line.startswith("sparsecv: error")]
+    assert len(said) == 1 and "the same image, to the last bit" in said[0], done.stderr
+    assert not (tmp_path / "run" / "status.json").exists()
 
 
 @needs_mpi
