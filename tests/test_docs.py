@@ -237,11 +237,19 @@ def test_the_template_of_the_tutorial_is_filled_in_completely() -> None:
 
 
 def test_presets_of_the_tutorial_are_the_papers() -> None:
-    """Strengths in the table of the recipes are those of the presets."""
+    """Strengths and levels in the table of the recipes are those of the presets, which the lines below it name."""
     from sparsecv.engine.refine.regularisers.sparse_tv import PRESETS
 
-    rows = {cells[1].strip(): [cell.strip() for cell in cells[2:-1]] for line in
-            _text(PROJECT / "docs" / "tutorial.md").splitlines() if len(cells := line.split("|")) == 8}  # fmt: skip
-    for name, strengths in zip(rows["`PRESET`"], rows["alpha, beta, gamma"], strict=True):
+    text = _text(PROJECT / "docs" / "tutorial.md")
+    presets = re.findall(r"^NAME=.* PRESET=(\S+)", text, re.MULTILINE)
+    assert set(presets) == set(PRESETS)
+    rows = {cells[1].strip(): [cell.strip() for cell in cells[2:-1]]
+            for line in text.splitlines() if len(cells := line.split("|")) == len(presets) + 3}  # fmt: skip
+    parts = {"a third": 3.0, "half": 2.0, "the same": 1.0}
+    levels = rows["epsilon, epsilon'"]
+    for name, strengths, level in zip(presets, rows["alpha, beta, gamma"], levels, strict=True):
         found = PRESETS[name]
         assert [float(number) for number in strengths.split(",")] == [found.alpha, found.beta, found.gamma], name
+        number, part = level.split(", ")
+        assert float(number) == found.epsilon, name
+        assert found.epsilon_gradient == pytest.approx(found.epsilon / parts[part]), name
