@@ -4,6 +4,7 @@
 # make test-plugin PYTHONS="python3.8 python3.10 python3.12"    those of the plugin on other Pythons
 # make reliability   bad inputs and injected faults, also those that take long, and the readers under a fuzzer for
 #              FUZZ_SECONDS (60) each, as far as it can be installed; counts go to $(RELIABILITY)/ and docs/reliability.md
+# make docs    the pages of docs/ as a site in $(SITE)/, with warnings as errors
 # make check   lint and types
 # make clean   remove everything that the targets above made
 #
@@ -16,10 +17,11 @@ PYTHONS ?= python3
 DEMO ?= demo
 FUZZ_SECONDS ?= 60
 RELIABILITY ?= reliability
+SITE ?= site
 THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 SPARSECV := $(VENV)/bin/sparsecv
 
-.PHONY: help demo test test-engine test-plugin reliability check clean environment environment-dev
+.PHONY: help demo test test-engine test-plugin reliability docs check clean environment environment-dev environment-docs
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -29,6 +31,9 @@ environment:
 
 environment-dev:
 	@$(PYTHON) -m sparsecv.environment $(VENV) --source . --extras engine,dev
+
+environment-docs:
+	@$(PYTHON) -m sparsecv.environment $(VENV) --source . --extras docs
 
 demo: environment
 	@rm -rf $(DEMO)
@@ -66,10 +71,16 @@ reliability: environment-dev
 	$(VENV)/bin/python tests/badinputs/report.py --output $(RELIABILITY)/badinputs.json --fuzz $(RELIABILITY)/fuzz.json
 	$(VENV)/bin/python tools/reliability.py $(RELIABILITY)
 
+# from scratch each time: a page that is not read again hides its warnings
+docs: environment-docs
+	@rm -rf $(SITE)
+	$(VENV)/bin/python -m sphinx -q -b html -W --keep-going -d $(SITE)/.doctrees docs $(SITE)
+	@rm -rf $(SITE)/.doctrees && echo "$(SITE)/index.html"
+
 check: environment-dev
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m mypy
 
 clean:
-	rm -rf $(VENV) $(SCIPION) $(DEMO) $(RELIABILITY) build dist *.egg-info .pytest_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(SCIPION) $(DEMO) $(RELIABILITY) $(SITE) build dist *.egg-info .pytest_cache .mypy_cache .hypothesis
 	find . \( -name __pycache__ -o -name .ruff_cache \) -type d -prune -exec rm -rf {} +

@@ -39,6 +39,7 @@ DEV = [
     "setuptools>=77",
     'nvidia-cuda-nvrtc-cu12>=12.9,<13; platform_system == "Linux"',
 ]
+DOCS = ["sphinx>=8.1", "myst-parser>=4"]
 
 setup(
     name="scipion-em-sparsecv",
@@ -72,6 +73,7 @@ setup(
         "cuda13": ["cupy-cuda13x[ctk]>=14"],
         "mpi": MPI,
         "dev": DEV,
+        "docs": DOCS,
     },
     entry_points={
         "console_scripts": ["sparsecv = sparsecv.cli:main"],
