@@ -25,6 +25,10 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), "-")  # print in grey as well
 ROUND_RESOLUTIONS = (100, 50, 30, 20, 15, 12, 10, 8, 7, 6, 5, 4.5, 4, 3.5, 3, 2.7, 2.4, 2.2, 2, 1.8, 1.6, 1.4, 1.2, 1)
 DOTS_PER_INCH = 120
+LONGEST_LABEL = 24  # letters of a map's name above a slice
+SIGNED = "PuOr_r"  # values about 0, told apart with any colour vision
+
+Slices = dict[tuple[str, str], np.ndarray]  # the three central ones of a map, by the names of their axes
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
@@ -118,28 +122,58 @@ def plot_slices(
         A.
     """
     maps = volume if isinstance(volume, Mapping) else {"": volume}
-    rows = [(label, central_slices(density)) for label, density in maps.items()]
-    values = np.concatenate([image.ravel() for _, slices in rows for image in slices.values()])
+    rows = {label: central_slices(density) for label, density in maps.items()}
+    plot_rows_of_slices(path, rows, pixel_size, title=title)
+
+
+def plot_rows_of_slices(
+    path: str | Path,
+    rows: Mapping[str, Slices],
+    pixel_size: float,
+    *,
+    title: str,
+    unit: str = "density",
+    is_signed: bool = False,
+) -> None:
+    """Draw central slices of several maps below one another, in one grey scale, or in colours about 0.
+
+    Parameters
+    ----------
+    rows
+        :func:`central_slices` by the label of each map.
+    pixel_size
+        A.
+    unit
+        What the values are.
+    is_signed
+        Whether 0 is the middle of the scale.
+    """
+    values = np.concatenate([image.ravel() for slices in rows.values() for image in slices.values()])
     low, high = (float(v) for v in np.percentile(values, (0.5, 99.8)))
+    if is_signed:
+        high = max(-low, high)
+        low = -high
     if not high > low:
-        high = low + 1.0
+        low, high = (-1.0, 1.0) if is_signed else (low, low + 1.0)
     height = 0.4 + 3.1 * len(rows)  # inches
     figure = Figure(figsize=(9.6, height))
     panels = figure.subplots(len(rows), 3, squeeze=False, gridspec_kw={
-        "left": 0.07, "right": 0.905, "bottom": 0.5 / height, "top": 1 - 0.75 / height, "wspace": 0.27, "hspace": 0.35})
-    for line, (label, slices) in zip(panels, rows, strict=True):
+        "left": 0.07, "right": 0.885, "bottom": 0.5 / height, "top": 1 - 0.75 / height, "wspace": 0.27, "hspace": 0.35})
+    for line, (name, slices) in zip(panels, rows.items(), strict=True):
+        label = name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL // 2]}…{name[-LONGEST_LABEL // 2 :]}"
         for axes, ((across, up), image) in zip(line, slices.items(), strict=True):
             side = image.shape[0] * pixel_size
-            shown = axes.imshow(image, cmap="gray", vmin=low, vmax=high, origin="lower", extent=(0, side, 0, side))
+            shown = axes.imshow(image, cmap=SIGNED if is_signed else "gray", vmin=low, vmax=high, origin="lower",
+                                extent=(0, side, 0, side))  # fmt: skip
             axes.set(xlabel=f"{across} (Å)", ylabel=f"{up} (Å)")
             axes.set_title(f"{label}, {up} against {across}" if label else f"{up} against {across}", fontsize=10)
             _scale_bar(axes, side)
-    figure.colorbar(shown, cax=figure.add_axes((0.92, 0.5 / height, 0.014, 1 - 1.25 / height)), label="density")
+    figure.colorbar(shown, cax=figure.add_axes((0.9, 0.5 / height, 0.014, 1 - 1.25 / height)), label=unit)
     figure.suptitle(title, y=1 - 0.1 / height, va="top")
     save_figure(figure, path)
 
 
-def central_slices(volume: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
+def central_slices(volume: np.ndarray) -> Slices:
     """The three central slices of a map, by the names of their axes."""
     middle = check_cubic(volume) // 2
     return {("x", "y"): volume[middle], ("x", "z"): volume[:, middle], ("y", "z"): volume[:, :, middle]}
