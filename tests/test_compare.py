@@ -263,12 +263,12 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 
 
 def test_a_run_and_its_copy_are_the_same(first, tmp_path, capsys) -> None:
-    copy = shutil.copytree(first, tmp_path / "copy")
+    copy = shutil.copytree(first, tmp_path / "_copy$\\frac$ <b>&")
     out = tmp_path / "out"
     assert run(first, copy, "--output", out) == 0
     found = json.loads((out / "compare.json").read_text())
     shown = capsys.readouterr()
-    assert "first" in shown.out and "copy" in shown.out and "compare.html" in shown.out
+    assert "first" in shown.out and copy.name in shown.out and "compare.html" in shown.out
     one, two = found["runs"].values()
     assert two["maps"]["fsc"] == pytest.approx([1.0] * (BOX // 2 + 1)) and two["maps"]["difference"] < 1e-5
     assert two["poses"]["turned_deg"]["quantiles"]["0.95"] < 1e-4
@@ -279,6 +279,7 @@ def test_a_run_and_its_copy_are_the_same(first, tmp_path, capsys) -> None:
     assert (one["cpu_s"], one["prior"], one["particles"], one["symmetry"]) == (90, "wiener", COUNT, "C1")
     page = (out / "compare.html").read_text(encoding="utf-8")
     assert "Half maps" in page and "<link" not in page and 'src="http' not in page
+    assert "_copy$\\frac$ &lt;b&gt;&amp;" in page and "<b>" not in page
     pictures = {"compare_fsc.png", "compare_map_fsc.png", "compare_poses.png", "compare_guinier.png",
                 "compare_average.png", "compare_shown.png", "compare_difference.png"}
     assert {path.name for path in out.iterdir()} == {"compare.html", "compare.json", "compare.toml", *pictures}

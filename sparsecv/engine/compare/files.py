@@ -20,7 +20,7 @@ from sparsecv.engine.report.compare import (
     plot_pose_changes,
 )
 from sparsecv.engine.report.page import Chart, Line, Page
-from sparsecv.engine.report.plots import plot_fsc, plot_rows_of_slices
+from sparsecv.engine.report.plots import literal, plot_fsc, plot_rows_of_slices
 from sparsecv.engine.validate.fsc import GOLD_STANDARD, HALF, Resolution
 
 PAGE, NUMBERS, RECORD = "compare.html", "compare.json", "compare.toml"
@@ -40,7 +40,7 @@ def write_comparison(found: Comparison, folder: Path) -> list[str]:
     write_json(folder / NUMBERS, numbers(found))
     box, pixel_size = found.grid.box, found.grid.pixel_size
     by_label = {one.run.label: one for one in found.runs}
-    first = found.runs[0].run.label
+    first = literal(found.runs[0].run.label)
     plot_fsc(folder / "compare_fsc.png", {label: one.post.curves.corrected for label, one in by_label.items()}, box,
              pixel_size, title="FSC of the half maps, in the common mask, corrected for it")  # fmt: skip
     maps = {label: one.maps for label, one in by_label.items() if one.maps is not None}

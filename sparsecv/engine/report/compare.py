@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sparsecv.engine.report.plots import COLOURS, STYLES, save_figure
+from sparsecv.engine.report.plots import COLOURS, STYLES, literal, save_figure
 from sparsecv.engine.validate.guinier import EMPTY_SHELL
 
 BINS = 50
@@ -80,7 +80,7 @@ def plot_pose_changes(
     ):  # fmt: skip
         for number, (label, found) in enumerate(distributions(values, smallest).items()):
             look = _look(number)
-            text = f"{label}: median {np.median(values[label]):.3g}"
+            text = f"{literal(label)}: median {np.median(values[label]):.3g}"
             line[0].stairs(found.shares, found.edges, label=text, linewidth=1.5, **look)
             line[1].plot(found.edges, found.cumulative, label=text, linewidth=1.5, **look)
         for axes, name in zip(line, ("particles per bin (%)", "particles below (%)"), strict=True):
@@ -128,7 +128,7 @@ def plot_guinier(
     start, end = (resolution**-2 for resolution in fit_range)
     for number, ((label, (x, y)), slope) in enumerate(zip(lines.items(), slopes, strict=True)):
         look = _look(number)
-        text = label if slope is None else f"{label}: B = {4 * slope:.0f} Å²"
+        text = literal(label) if slope is None else f"{literal(label)}: B = {4 * slope:.0f} Å²"
         axes.plot(x, y, label=text, linewidth=2.4 if number == 0 else 1.5, **look)
         used = (x >= start) & (x <= end)
         if slope is not None and used.any():

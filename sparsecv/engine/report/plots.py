@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from sparsecv.engine.errors import InputError
+from sparsecv.engine.errors import InputError, printable
 from sparsecv.engine.io.atomic import atomic_write
 from sparsecv.engine.physics.fourier import check_cubic
 from sparsecv.engine.validate.fsc import GOLD_STANDARD, HALF, resolution
@@ -37,6 +37,12 @@ def save_figure(figure: Figure, path: str | Path) -> None:
         # No creation date and version. Compression is half of the time of saving, and level 2 does most of it.
         figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None},
                        pil_kwargs={"compress_level": 2})  # fmt: skip
+
+
+def literal(text: str) -> str:
+    """A name, of a file or a run, as matplotlib draws it letter by letter: no formula, and not left out of legends."""
+    shown = printable(text).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def plot_fsc(
@@ -68,7 +74,7 @@ def plot_fsc(
     figure = Figure(figsize=(7.2, 4.8))
     axes = figure.add_axes((0.095, 0.11, 0.885, 0.735))
     for number, (label, curve) in enumerate(curves.items()):
-        text = label
+        text = literal(label)
         if thresholds and label not in without_crossing:
             text += f": {resolution(curve, thresholds[0], box, pixel_size)}".replace(" A", " Å")
         frequency = np.arange(len(curve)) / (box * pixel_size)
@@ -160,7 +166,8 @@ def plot_rows_of_slices(
     panels = figure.subplots(len(rows), 3, squeeze=False, gridspec_kw={
         "left": 0.07, "right": 0.885, "bottom": 0.5 / height, "top": 1 - 0.75 / height, "wspace": 0.27, "hspace": 0.35})
     for line, (name, slices) in zip(panels, rows.items(), strict=True):
-        label = name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL // 2]}…{name[-LONGEST_LABEL // 2 :]}"
+        short = name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL // 2]}…{name[-LONGEST_LABEL // 2 :]}"
+        label = literal(short)
         for axes, ((across, up), image) in zip(line, slices.items(), strict=True):
             side = image.shape[0] * pixel_size
             shown = axes.imshow(image, cmap=SIGNED if is_signed else "gray", vmin=low, vmax=high, origin="lower",
