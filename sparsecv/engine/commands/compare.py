@@ -51,13 +51,14 @@ def _table(runs: Iterable[RunResult]) -> str:
     """One line per run, columns one below the other."""
     import numpy as np
 
-    rows = [COLUMNS]
+    rows: list[tuple[str, ...]] = [COLUMNS]
     for one in runs:
         post, poses = one.post, one.poses
-        changes = ("-", "-") if poses is None else (f"{np.median(poses.change.turned):.2f}",
-                                                    f"{np.median(poses.change.moved):.2f}")  # fmt: skip
-        rows.append((one.run.label, one.run.prior, str(len(one.run.particles)), f"{post.resolution_0143.angstrom:.2f}",
-                     f"{post.resolution_05.angstrom:.2f}", "-" if post.bfactor is None else f"{post.bfactor:.0f}",
-                     *changes))
+        found = [f"{at.angstrom:.2f}" + ("" if at.crossed else " (Nyquist)")
+                 for at in (post.resolution_0143, post.resolution_05)]  # fmt: skip
+        found.append("-" if post.bfactor is None else f"{post.bfactor:.0f}")
+        found += ["-", "-"] if poses is None else [f"{np.median(values):.2f}"
+                                                   for values in (poses.change.turned, poses.change.moved)]  # fmt: skip
+        rows.append((one.run.label, one.run.prior, str(len(one.run.particles)), *found))
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     return "\n".join("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows)

@@ -16,7 +16,8 @@ from sparsecv.engine.compare.runs import ID, Particles, Run
 from sparsecv.engine.physics.symmetry import symmetry_matrices
 
 FEWEST = 10  # particles in common from which a motion is fitted
-UNRELATED_DEG = 20.0  # median change from which the poses of two runs say nothing about a motion
+UNRELATED = 0.25  # of the median change between poses of different particles: beyond it there is no common motion
+RELATED_DEG = 1.0  # a median change below it is small, however alike all views are
 IMAGE = 1 << 32  # more images than a stack holds
 
 
@@ -82,7 +83,9 @@ def pose_changes(first: Run, other: Run) -> PoseChanges | None:
     before = changes(*poses, group, Frame.same(), other_has_it=other_has_it)
     frame = fit_frame(*poses, group, other_has_it=other_has_it, is_shared=first.symmetry == other.symmetry)
     after = changes(*poses, group, frame, other_has_it=other_has_it)
-    is_related = float(np.median(after.turned)) < UNRELATED_DEG
+    strangers = np.roll(poses[2], 1 + len(pairs.first) // 2, axis=0), poses[3]
+    by_chance = changes(*poses[:2], *strangers, group, frame, other_has_it=other_has_it)
+    is_related = bool(np.median(after.turned) <= max(UNRELATED * np.median(by_chance.turned), RELATED_DEG))
     halves = one.halves[pairs.first], two.halves[pairs.other]
     known = (halves[0] > 0) & (halves[1] > 0)
     differ = int(np.count_nonzero(known & (halves[0] != halves[1])))

@@ -146,7 +146,8 @@ def _particles(path: Path) -> tuple[Particles, list[str]]:
     names, stack_index, image_index = split_image_names(star)
     identifiers = star.integers(ID) if ID in star else None
     found = Particles(table.rotations, table.shifts, table.halves, tuple(names), stack_index, image_index, identifiers)
-    return found, [] if table.halves.all() else [f"{path}: not all particles are in a half set"]
+    unassigned = [] if table.halves.all() else [f"{path}: not all particles are in a half set"]
+    return found, [*table.star.warnings, *unassigned]
 
 
 def _status(folder: Path, warnings: list[str]) -> dict[str, Any]:
