@@ -188,7 +188,8 @@ def test_runs_of_one_name_are_told_apart() -> None:
 # -------------------------------------------------------------------------------------------------- distributions
 def test_shares_of_particles_add_up() -> None:
     values = {"a": np.arange(1000) / 100.0, "b": np.zeros(10)}
-    found = distributions(values, 0.1)
+    found = distributions(values | {"c": None}, 0.1)
+    assert found.pop("c") is None
     assert found["a"].edges[-1] == pytest.approx(np.quantile(values["a"], 0.98))
     for one in found.values():
         assert one.shares.sum() + one.beyond == pytest.approx(100)

@@ -12,13 +12,7 @@ import numpy as np
 from sparsecv.engine.compare.comparison import Comparison, RunResult
 from sparsecv.engine.compare.poses import PoseChanges
 from sparsecv.engine.io.results import write_json
-from sparsecv.engine.report.compare import (
-    Distribution,
-    distributions,
-    guinier_points,
-    plot_guinier,
-    plot_pose_changes,
-)
+from sparsecv.engine.report.compare import distributions, guinier_points, plot_guinier, plot_pose_changes
 from sparsecv.engine.report.page import Chart, Line, Page
 from sparsecv.engine.report.plots import literal, plot_fsc, plot_rows_of_slices
 from sparsecv.engine.validate.fsc import GOLD_STANDARD, HALF, Resolution
@@ -43,15 +37,12 @@ def write_comparison(found: Comparison, folder: Path) -> list[str]:
     first = literal(found.runs[0].run.label)
     plot_fsc(folder / "compare_fsc.png", {label: one.post.curves.corrected for label, one in by_label.items()}, box,
              pixel_size, title="FSC of the half maps, in the common mask, corrected for it")  # fmt: skip
-    maps = {label: one.maps for label, one in by_label.items() if one.maps is not None}
-    plot_fsc(folder / "compare_map_fsc.png", {label: one.superposed for label, one in maps.items()}, box, pixel_size,
-             thresholds=(HALF,), title=f"FSC of the averages of half maps against {first}")  # fmt: skip
+    plot_fsc(folder / "compare_map_fsc.png", _map_curves(found), box, pixel_size, thresholds=(HALF,),
+             without_crossing=(found.runs[0].run.label,), legend_at="lower left",
+             title=f"FSC of the averages of half maps against {first}")  # fmt: skip
     made = ["compare_fsc.png", "compare_map_fsc.png"]
-    poses = _poses(found)
-    if poses:
-        plot_pose_changes(folder / "compare_poses.png", {label: one.change.turned for label, one in poses.items()},
-                          {label: one.change.moved for label, one in poses.items()},
-                          title=f"Change of poses against {first}")  # fmt: skip
+    if _poses(found):
+        plot_pose_changes(folder / "compare_poses.png", *_changes(found), title=f"Change of poses against {first}")
         made.append("compare_poses.png")
     slopes = [None if one.common_fit is None else one.common_fit.slope for one in found.runs]
     plot_guinier(folder / "compare_guinier.png", _guinier(found), slopes, found.fit_range)
@@ -117,6 +108,7 @@ def _pose_numbers(poses: PoseChanges) -> dict[str, Any]:
 
     def spread(values: np.ndarray, smallest: float) -> dict[str, Any]:
         shape = distributions({"": values}, smallest)[""]
+        assert shape is not None
         return {"mean": float(values.mean()), "rms": float(np.sqrt(np.mean(values**2))),
                 "quantiles": {f"{q:g}": float(np.quantile(values, q)) for q in QUANTILES},
                 "bin_edges": shape.edges.tolist(), "percent": shape.shares.tolist()}  # fmt: skip
@@ -134,6 +126,19 @@ def _pose_numbers(poses: PoseChanges) -> dict[str, Any]:
 
 def _poses(found: Comparison) -> dict[str, PoseChanges]:
     return {one.run.label: one.poses for one in found.runs if one.poses is not None}
+
+
+def _changes(found: Comparison) -> tuple[dict[str, np.ndarray | None], dict[str, np.ndarray | None]]:
+    """Degrees and A of each particle, by the label of the run; None where there is nothing to compare with."""
+    changes = {one.run.label: None if one.poses is None else one.poses.change for one in found.runs}
+    return ({label: None if one is None else one.turned for label, one in changes.items()},
+            {label: None if one is None else one.moved for label, one in changes.items()})  # fmt: skip
+
+
+def _map_curves(found: Comparison) -> dict[str, np.ndarray]:
+    """FSC of each run's average against that of the first; of the first, which keeps its colour, with itself."""
+    shells = found.grid.box // 2 + 1
+    return {one.run.label: np.ones(shells) if one.maps is None else one.maps.superposed for one in found.runs}
 
 
 def _guinier(found: Comparison) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -248,9 +253,8 @@ def _half_map_charts(found: Comparison) -> list[Chart]:
 
 
 def _map_chart(found: Comparison) -> Chart:
-    curves = {one.run.label: one.maps.superposed for one in found.runs if one.maps is not None}
     caption = f"FSC of the averages of half maps against {found.runs[0].run.label}, in the common mask."
-    return _fsc_chart(caption, curves, found, (HALF,))
+    return _fsc_chart(caption, _map_curves(found), found, (HALF,))
 
 
 def _guinier_chart(found: Comparison) -> Chart:
@@ -260,25 +264,24 @@ def _guinier_chart(found: Comparison) -> Chart:
 
 
 def _pose_charts(found: Comparison) -> list[Chart]:
-    poses = _poses(found)
+    turned, moved = _changes(found)
     charts = []
     for name, unit, values, smallest in (
-        ("Rotation", "degrees", {label: one.change.turned for label, one in poses.items()}, SMALLEST_DEG),
-        ("Shift in the image", "Å", {label: one.change.moved for label, one in poses.items()}, SMALLEST_A),
-    ):
+        ("Rotation", "degrees", turned, SMALLEST_DEG), ("Shift in the image", "Å", moved, SMALLEST_A),
+    ):  # fmt: skip
         shapes = distributions(values, smallest)
-        beyond = ", ".join(f"{label} {shape.beyond:.1f} %" for label, shape in shapes.items())
+        edges = next(shape.edges for shape in shapes.values() if shape is not None)
+        beyond = ", ".join(f"{label} {shape.beyond:.1f} %" for label, shape in shapes.items() if shape is not None)
+        nothing = [float("nan")] * len(edges)  # keeps the place of a run, and so its colour
+        middles = ((edges[1:] + edges[:-1]) / 2).tolist()
+        shares = [Line(label, middles, nothing[1:] if one is None else one.shares.tolist())
+                  for label, one in shapes.items()]  # fmt: skip
+        below = [Line(label, edges.tolist(), nothing if one is None else one.cumulative.tolist())
+                 for label, one in shapes.items()]  # fmt: skip
+        axis = f"{name.lower()} ({unit})"
         charts += [
-            Chart(f"{name} of each particle. Not shown, beyond: {beyond}.", f"{name.lower()} ({unit})",
-                  "particles per bin (%)", [_stairs(label, shape) for label, shape in shapes.items()]),
-            Chart(f"{name}: share of the particles below.", f"{name.lower()} ({unit})", "particles below (%)",
-                  [Line(label, shape.edges.tolist(), shape.cumulative.tolist()) for label, shape in shapes.items()],
-                  y_range=(0, 100)),
+            Chart(f"{name} of each particle, in {len(edges) - 1} bins. Not shown, beyond: {beyond}.", axis,
+                  "particles per bin (%)", shares),
+            Chart(f"{name}: share of the particles below.", axis, "particles below (%)", below, y_range=(0, 100)),
         ]  # fmt: skip
     return charts
-
-
-def _stairs(label: str, shape: Distribution) -> Line:
-    """The bins as points in their middle."""
-    middles = (shape.edges[1:] + shape.edges[:-1]) / 2
-    return Line(label, middles.tolist(), shape.shares.tolist())

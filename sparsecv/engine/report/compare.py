@@ -41,28 +41,29 @@ class Distribution:
     beyond: float
 
 
-def distributions(values: Mapping[str, np.ndarray], smallest: float) -> dict[str, Distribution]:
+def distributions(values: Mapping[str, np.ndarray | None], smallest: float) -> dict[str, Distribution | None]:
     """Distributions over common bins of values from 0 on, by the label of each run.
 
     Parameters
     ----------
     values
-        One value per particle, (n,), n > 0.
+        One value per particle, (n,), n > 0; None of a run without any, which keeps its place and so its colour.
     smallest
         Last edge where all values are smaller.
     """
-    last = max([smallest, *(float(np.quantile(one, SHOWN_SHARE)) for one in values.values())])
+    last = max([smallest, *(float(np.quantile(one, SHOWN_SHARE)) for one in values.values() if one is not None)])
     edges = np.linspace(0, last, BINS + 1)
-    found = {}
-    for label, one in values.items():
-        shares = 100 * np.histogram(one, edges)[0] / len(one)
-        cumulative = np.concatenate([[0.0], np.cumsum(shares)])
-        found[label] = Distribution(edges, shares, cumulative, max(0.0, float(100 - cumulative[-1])))
-    return found
+    return {label: None if one is None else _distribution(one, edges) for label, one in values.items()}
+
+
+def _distribution(one: np.ndarray, edges: np.ndarray) -> Distribution:
+    shares = 100 * np.histogram(one, edges)[0] / len(one)
+    cumulative = np.concatenate([[0.0], np.cumsum(shares)])
+    return Distribution(edges, shares, cumulative, max(0.0, float(100 - cumulative[-1])))
 
 
 def plot_pose_changes(
-    path: str | Path, turned: Mapping[str, np.ndarray], moved: Mapping[str, np.ndarray], *, title: str
+    path: str | Path, turned: Mapping[str, np.ndarray | None], moved: Mapping[str, np.ndarray | None], *, title: str
 ) -> None:
     """Draw histograms and cumulative distributions of the changes of poses.
 
@@ -71,7 +72,7 @@ def plot_pose_changes(
     path
         PNG file, written atomically.
     turned, moved
-        Degrees and A, (n,) each, by the label of the run.
+        Degrees and A, (n,) each, by the label of the run, or None (:func:`distributions`).
     """
     figure = Figure(figsize=(9.6, 6.8), layout="constrained")
     panels = figure.subplots(2, 2)
@@ -79,8 +80,11 @@ def plot_pose_changes(
         (panels[0], turned, "rotation (degrees)", 0.1), (panels[1], moved, "shift in the image (Å)", 0.1),
     ):  # fmt: skip
         for number, (label, found) in enumerate(distributions(values, smallest).items()):
+            own = values[label]
+            if found is None or own is None:
+                continue
             look = _look(number)
-            text = f"{literal(label)}: median {np.median(values[label]):.3g}"
+            text = f"{literal(label)}: median {np.median(own):.3g}"
             line[0].stairs(found.shares, found.edges, label=text, linewidth=1.5, **look)
             line[1].plot(found.edges, found.cumulative, label=text, linewidth=1.5, **look)
         for axes, name in zip(line, ("particles per bin (%)", "particles below (%)"), strict=True):

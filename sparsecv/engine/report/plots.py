@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -54,6 +54,7 @@ def plot_fsc(
     thresholds: Sequence[float] = (GOLD_STANDARD, HALF),
     without_crossing: Collection[str] = (),
     title: str = "Fourier shell correlation",
+    legend_at: Literal["upper right", "lower left"] = "upper right",
 ) -> None:
     """Draw FSC curves against frequency, with the crossing of each at the first threshold in the legend.
 
@@ -69,6 +70,8 @@ def plot_fsc(
         Drawn as horizontal lines.
     without_crossing
         Labels of curves whose crossing means nothing, such as that of random phases.
+    legend_at
+        Corner of the legend, "lower left" for curves that stay high.
     """
     # Margins that are given, here and below: a layout that is searched for draws everything twice.
     figure = Figure(figsize=(7.2, 4.8))
@@ -85,7 +88,7 @@ def plot_fsc(
     axes.set_title(title)
     if curves:
         where = f"at {thresholds[0]:g}" if thresholds else None
-        axes.legend(title=where, loc="upper right", fontsize=9, framealpha=0.95)
+        axes.legend(title=where, loc=legend_at, fontsize=9, framealpha=0.95)
     save_figure(figure, path)
 
 
@@ -164,7 +167,7 @@ def plot_rows_of_slices(
     height = 0.4 + 3.1 * len(rows)  # inches
     figure = Figure(figsize=(9.6, height))
     panels = figure.subplots(len(rows), 3, squeeze=False, gridspec_kw={
-        "left": 0.07, "right": 0.885, "bottom": 0.5 / height, "top": 1 - 0.75 / height, "wspace": 0.27, "hspace": 0.35})
+        "left": 0.07, "right": 0.885, "bottom": 0.5 / height, "top": 1 - 0.75 / height, "wspace": 0.36, "hspace": 0.35})
     for line, (name, slices) in zip(panels, rows.items(), strict=True):
         short = name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL // 2]}…{name[-LONGEST_LABEL // 2 :]}"
         label = literal(short)
