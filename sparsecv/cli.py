@@ -36,6 +36,7 @@ COMMANDS = {
     "scan": ("sparsecv.engine.commands.scan", "the strengths of the sparse + TV prior on a grid"),
     "postprocess": ("sparsecv.engine.commands.postprocess", "masked FSC, sharpening and filtering of two half maps"),
     "fsc": ("sparsecv.engine.commands.fsc", "the Fourier shell correlation of two maps"),
+    "compare": ("sparsecv.engine.commands.compare", "finished refinements side by side: poses, maps, curves"),
     "validate": ("sparsecv.engine.commands.validate", "a map against an atomic model: FSC, fit, scores of residues"),
     "report": ("sparsecv.engine.commands.report", "the page of a refinement, made again from its folder"),
     "convert": ("sparsecv.engine.commands.convert", "particles of cryoSPARC (.cs) as a STAR file, and back"),

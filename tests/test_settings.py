@@ -49,6 +49,14 @@ class Sample:
     resume: bool = option(False, "go on")
 
 
+@dataclass(frozen=True)
+class Several:
+    """Any number of files."""
+
+    files: tuple[Path, ...] = required("files", positional=True)
+    number: int = option(3, "how many")
+
+
 def parsed(*words: str) -> dict[str, object]:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     add_options(parser, Sample)
@@ -88,6 +96,24 @@ def test_later_layers_win_and_required_settings_are_asked_for() -> None:
     assert build(Sample, {"first": Path("a"), "number": 1}, {"number": 2}) == Sample(Path("a"), number=2)
     with pytest.raises(InputError, match=r"^FIRST missing; remedy: .*--config"):
         build(Sample, {"number": 1})
+
+
+def test_a_list_takes_what_stands_in_a_row_and_may_come_from_a_file(tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add_options(parser, Several)
+    for words in (["a", "b c", "--number", "4"], ["--number", "4", "a", "b c"]):
+        assert given(parser.parse_args(words), Several) == {"files": (Path("a"), Path("b c")), "number": 4}
+    assert given(parser.parse_args([]), Several) == {}
+    with pytest.raises(InputError, match=r"^FILES missing"):
+        build(Several, {})
+    sample = Several((Path("a"), Path('b"c')), number=4)
+    path = tmp_path / "several.toml"
+    path.write_text(settings_text("dig", sample, []), encoding="utf-8")
+    assert build(Several, read_settings(path, "dig", Several)) == sample
+    for text, message in (("files = 'a'", "files: wrong type .*an array"), ("files = ['a', 3]", r"files\[1\]: wrong")):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(InputError, match=message):
+            read_settings(path, "dig", Several)
 
 
 UNQUOTED = "; remedy: text stands in quotes, numbers and true or false without"

@@ -14,7 +14,7 @@ import shlex
 import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -69,6 +69,8 @@ class Setting:
         bool, int, float, str or Path.
     default
         ``dataclasses.MISSING`` where the setting must be given.
+    is_list
+        Whether it is a tuple of any number of such values: the last positional one, in TOML an array.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Setting:
     choices: tuple[str, ...]
     is_expert: bool
     is_positional: bool
+    is_list: bool = False
 
     @property
     def flag(self) -> str:
@@ -94,30 +97,35 @@ class Setting:
 def settings_of(cls: type) -> list[Setting]:
     """The fields of a settings class, in order; TypeError for a type that has no option."""
     hints = get_type_hints(cls)
+    kinds = {entry.name: _plain_type(hints[entry.name], entry.name) for entry in fields(cls)}
     return [
         Setting(
             name=entry.name,
             key=RENAMED.get(entry.name, entry.name),
-            kind=_plain_type(hints[entry.name], entry.name),
+            kind=kinds[entry.name][0],
             default=entry.default,
             help=entry.metadata.get("help", ""),
             choices=tuple(entry.metadata.get("choices", ())),
             is_expert=bool(entry.metadata.get("expert", False)),
             is_positional=bool(entry.metadata.get("positional", False)),
+            is_list=kinds[entry.name][1],
         )
         for entry in fields(cls)
     ]
 
 
-def _plain_type(hint: Any, name: str) -> type:
-    """The type without ``| None``."""
-    parts = [hint]
+def _plain_type(hint: Any, name: str) -> tuple[type, bool]:
+    """The type without ``| None`` or of a tuple's members, and whether it is such a tuple."""
+    parts, is_list = [hint], False
     if get_origin(hint) in (Union, types.UnionType):
         parts = [part for part in get_args(hint) if part is not type(None)]
+    elif get_origin(hint) is tuple and get_args(hint)[1:] == (...,):
+        parts, is_list = [get_args(hint)[0]], True
     if len(parts) != 1 or parts[0] not in TOML_NAMES:
-        raise TypeError(f"{name}: a setting is bool, int, float, str or Path, or one of them or None, not {hint}")
+        raise TypeError(f"{name}: a setting is bool, int, float, str or Path, one of them or None, or a tuple of any "
+                        f"number of them, not {hint}")
     kind: type = parts[0]
-    return kind
+    return kind, is_list
 
 
 # ------------------------------------------------------------------------------------------------- command line
@@ -144,7 +152,8 @@ def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
 
 def _add_positional(parser: argparse.ArgumentParser, setting: Setting) -> None:
     """May be absent, as it can stand in a TOML file; argparse cannot suppress such a default, so it is None."""
-    parser.add_argument(setting.name, nargs="?", type=setting.kind, metavar=setting.shown, help=_help_text(setting))
+    parser.add_argument(setting.name, nargs="*" if setting.is_list else "?", type=setting.kind, metavar=setting.shown,
+                        help=_help_text(setting))
 
 
 def _add_switch(group: argparse._ActionsContainer, setting: Setting) -> None:
@@ -168,8 +177,9 @@ def _help_text(setting: Setting) -> str:
 
 def given(namespace: argparse.Namespace, cls: type) -> dict[str, Any]:
     """The settings that the command line gave, by field name."""
-    values = vars(namespace)
-    return {setting.name: values[setting.name] for setting in settings_of(cls) if values.get(setting.name) is not None}
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(namespace).items()}
+    names = (setting.name for setting in settings_of(cls))
+    return {name: values[name] for name in names if values.get(name) not in (None, ())}
 
 
 def build(cls: type[T], *layers: Mapping[str, Any]) -> T:
@@ -211,11 +221,7 @@ def read_settings(path: str | Path, command: str, cls: type, commands: Sequence[
         Not a readable TOML file, unknown key, wrong type; names file, key and the nearest known key.
     """
     path = Path(path)
-    try:
-        content = tomllib.loads(read_bytes(path).decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"not valid TOML: {error}", file=path, rule="lines of: key = value, in UTF-8",
-                         remedy="begin with the TOML file of an earlier run") from error
+    content = read_toml(path)
     tables = {name for name, value in content.items() if isinstance(value, dict)}
     known = {command, *commands, PROVENANCE}
     for name in sorted(tables - known):
@@ -232,6 +238,15 @@ def read_settings(path: str | Path, command: str, cls: type, commands: Sequence[
     else:
         content, prefix = {key: value for key, value in content.items() if key not in tables}, ""
     return dict(_typed(content, cls, path, prefix))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Everything in a TOML file; InputError where it is none."""
+    try:
+        return tomllib.loads(read_bytes(path).decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"not valid TOML: {error}", file=path, rule="lines of: key = value, in UTF-8",
+                         remedy="begin with the TOML file of an earlier run") from error
 
 
 def _typed(content: Mapping[str, Any], cls: type, path: Path, prefix: str) -> Iterator[tuple[str, Any]]:
@@ -256,6 +271,13 @@ def _unknown(what: str, name: str, known: Iterator[str] | set[str] | Mapping[str
 
 
 def _converted(value: Any, setting: Setting, path: Path, item: str) -> Any:
+    if setting.is_list:
+        if not isinstance(value, list):
+            raise InputError("wrong type", file=path, item=item, value=value,
+                             rule=f"an array, each of it {TOML_NAMES[setting.kind]}",
+                             remedy="put it in square brackets")
+        one = replace(setting, is_list=False)
+        return tuple(_converted(part, one, path, f"{item}[{number}]") for number, part in enumerate(value))
     accepted = {float: (int, float), Path: (str,)}.get(setting.kind, (setting.kind,))
     if not isinstance(value, accepted) or (isinstance(value, bool) and setting.kind is not bool):
         raise InputError("wrong type", file=path, item=item, value=value, rule=TOML_NAMES[setting.kind],
@@ -310,7 +332,9 @@ def write_settings(path: str | Path, command: str, settings: Any, arguments: Seq
 
 
 def toml_value(value: Any) -> str:
-    """A bool, int, float, str or Path as TOML; InputError for text that is not Unicode."""
+    """A bool, int, float, str, Path or tuple of them as TOML; InputError for text that is not Unicode."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(toml_value, value))}]"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from sparsecv.engine.errors import InputError
+from sparsecv.engine.errors import InputError, printable
 from sparsecv.engine.io.atomic import atomic_write
 from sparsecv.engine.physics.fourier import check_cubic
 from sparsecv.engine.validate.fsc import GOLD_STANDARD, HALF, resolution
@@ -25,6 +25,10 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), "-")  # print in grey as well
 ROUND_RESOLUTIONS = (100, 50, 30, 20, 15, 12, 10, 8, 7, 6, 5, 4.5, 4, 3.5, 3, 2.7, 2.4, 2.2, 2, 1.8, 1.6, 1.4, 1.2, 1)
 DOTS_PER_INCH = 120
+LONGEST_LABEL = 24  # letters of a map's name above a slice
+SIGNED = "PuOr_r"  # values about 0, told apart with any colour vision
+
+Slices = dict[tuple[str, str], np.ndarray]  # the three central ones of a map, by the names of their axes
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
@@ -33,6 +37,12 @@ def save_figure(figure: Figure, path: str | Path) -> None:
         # No creation date and version. Compression is half of the time of saving, and level 2 does most of it.
         figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None},
                        pil_kwargs={"compress_level": 2})  # fmt: skip
+
+
+def literal(text: str) -> str:
+    """A name, of a file or a run, as matplotlib draws it letter by letter: no formula, and not left out of legends."""
+    shown = printable(text).replace("$", r"\$")
+    return f" {shown}" if shown.startswith("_") else shown
 
 
 def plot_fsc(
@@ -44,6 +54,7 @@ def plot_fsc(
     thresholds: Sequence[float] = (GOLD_STANDARD, HALF),
     without_crossing: Collection[str] = (),
     title: str = "Fourier shell correlation",
+    legend_at: Literal["upper right", "lower left"] = "upper right",
 ) -> None:
     """Draw FSC curves against frequency, with the crossing of each at the first threshold in the legend.
 
@@ -59,12 +70,14 @@ def plot_fsc(
         Drawn as horizontal lines.
     without_crossing
         Labels of curves whose crossing means nothing, such as that of random phases.
+    legend_at
+        Corner of the legend, "lower left" for curves that stay high.
     """
     # Margins that are given, here and below: a layout that is searched for draws everything twice.
     figure = Figure(figsize=(7.2, 4.8))
     axes = figure.add_axes((0.095, 0.11, 0.885, 0.735))
     for number, (label, curve) in enumerate(curves.items()):
-        text = label
+        text = literal(label)
         if thresholds and label not in without_crossing:
             text += f": {resolution(curve, thresholds[0], box, pixel_size)}".replace(" A", " Å")
         frequency = np.arange(len(curve)) / (box * pixel_size)
@@ -75,7 +88,7 @@ def plot_fsc(
     axes.set_title(title)
     if curves:
         where = f"at {thresholds[0]:g}" if thresholds else None
-        axes.legend(title=where, loc="upper right", fontsize=9, framealpha=0.95)
+        axes.legend(title=where, loc=legend_at, fontsize=9, framealpha=0.95)
     save_figure(figure, path)
 
 
@@ -118,28 +131,59 @@ def plot_slices(
         A.
     """
     maps = volume if isinstance(volume, Mapping) else {"": volume}
-    rows = [(label, central_slices(density)) for label, density in maps.items()]
-    values = np.concatenate([image.ravel() for _, slices in rows for image in slices.values()])
+    rows = {label: central_slices(density) for label, density in maps.items()}
+    plot_rows_of_slices(path, rows, pixel_size, title=title)
+
+
+def plot_rows_of_slices(
+    path: str | Path,
+    rows: Mapping[str, Slices],
+    pixel_size: float,
+    *,
+    title: str,
+    unit: str = "density",
+    is_signed: bool = False,
+) -> None:
+    """Draw central slices of several maps below one another, in one grey scale, or in colours about 0.
+
+    Parameters
+    ----------
+    rows
+        :func:`central_slices` by the label of each map.
+    pixel_size
+        A.
+    unit
+        What the values are.
+    is_signed
+        Whether 0 is the middle of the scale.
+    """
+    values = np.concatenate([image.ravel() for slices in rows.values() for image in slices.values()])
     low, high = (float(v) for v in np.percentile(values, (0.5, 99.8)))
+    if is_signed:
+        high = max(-low, high)
+        low = -high
     if not high > low:
-        high = low + 1.0
+        low, high = (-1.0, 1.0) if is_signed else (low, low + 1.0)
     height = 0.4 + 3.1 * len(rows)  # inches
     figure = Figure(figsize=(9.6, height))
     panels = figure.subplots(len(rows), 3, squeeze=False, gridspec_kw={
-        "left": 0.07, "right": 0.905, "bottom": 0.5 / height, "top": 1 - 0.75 / height, "wspace": 0.27, "hspace": 0.35})
-    for line, (label, slices) in zip(panels, rows, strict=True):
+        "left": 0.07, "right": 0.885, "bottom": 0.5 / height, "top": 1 - 0.75 / height, "wspace": 0.36, "hspace": 0.35})
+    for line, (name, slices) in zip(panels, rows.items(), strict=True):
+        short = name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL // 2]}…{name[-LONGEST_LABEL // 2 :]}"
+        label = literal(short)
         for axes, ((across, up), image) in zip(line, slices.items(), strict=True):
             side = image.shape[0] * pixel_size
-            shown = axes.imshow(image, cmap="gray", vmin=low, vmax=high, origin="lower", extent=(0, side, 0, side))
+            shown = axes.imshow(image, cmap=SIGNED if is_signed else "gray", vmin=low, vmax=high, origin="lower",
+                                extent=(0, side, 0, side))  # fmt: skip
             axes.set(xlabel=f"{across} (Å)", ylabel=f"{up} (Å)")
             axes.set_title(f"{label}, {up} against {across}" if label else f"{up} against {across}", fontsize=10)
             _scale_bar(axes, side)
-    figure.colorbar(shown, cax=figure.add_axes((0.92, 0.5 / height, 0.014, 1 - 1.25 / height)), label="density")
+    figure.colorbar(shown, cax=figure.add_axes((0.9, 0.5 / height, 0.014, 1 - 1.25 / height)), label=unit)
     figure.suptitle(title, y=1 - 0.1 / height, va="top")
     save_figure(figure, path)
 
 
-def central_slices(volume: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
+def central_slices(volume: np.ndarray) -> Slices:
     """The three central slices of a map, by the names of their axes."""
     middle = check_cubic(volume) // 2
     return {("x", "y"): volume[middle], ("x", "z"): volume[:, middle], ("y", "z"): volume[:, :, middle]}
