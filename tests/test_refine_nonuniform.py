@@ -75,7 +75,7 @@ def test_every_iteration_tells_its_band_limits(finished: Path) -> None:
 
 def test_the_script_for_chimerax(finished: Path) -> None:
     lines = (finished / "run_bandlimit.cxc").read_text().splitlines()
-    opened = [line.split()[1] for line in lines if line.startswith("open ")]
+    opened = [line.split()[1].strip('"') for line in lines if line.startswith("open ")]
     assert opened == ["run_locally_filtered.mrc", "run_bandlimit.mrc"]
     assert all((finished / name).is_file() for name in opened)
     assert any(line.startswith("color sample #1 map #2 palette ") for line in lines)

@@ -19,12 +19,8 @@ from sparsecv.engine.refine.regularise import masks
 from sparsecv.engine.refine.regularisers import NonUniform, make_nonuniform
 from sparsecv.engine.refine.regularisers.nonuniform import RawMaps
 from sparsecv.engine.refine.settings import NuFilterSettings
-from sparsecv.engine.report.band_limit import (
-    plot_band_limit,
-    plot_local_resolution,
-    surface_level,
-    write_chimerax_script,
-)
+from sparsecv.engine.report.band_limit import plot_band_limit, plot_local_resolution, surface_level
+from sparsecv.engine.report.chimerax import BandLimits, write_band_limit_script
 from sparsecv.engine.validate.local_resolution import local_resolution
 from sparsecv.engine.validate.postprocess import PostprocessResult, postprocess
 
@@ -107,8 +103,8 @@ def nu_filter(
     share = (limits[::-1].tolist(), (counts[::-1] / counts.sum()).tolist())
     plot_band_limit(folder / PICTURES[0], sharpened, chosen.theta, {"both half maps": share}, pixel_size,
                     title="Band limits", with_surface=True)
-    write_chimerax_script(folder / SCRIPT, SHARPENED, BAND_LIMITS, surface_level(sharpened),
-                          float(chosen.theta.min()), float(chosen.theta.max()))
+    limits_shown = BandLimits(BAND_LIMITS, float(chosen.theta.min()), float(chosen.theta.max()))
+    write_band_limit_script(folder / SCRIPT, SHARPENED, surface_level(sharpened), limits_shown)
     content |= {"band_limits": share[0], "share": share[1], "bfactor": processed.bfactor,
                 "resolution_0143": processed.resolution_0143.angstrom,
                 "resolution_05": processed.resolution_05.angstrom}  # fmt: skip
