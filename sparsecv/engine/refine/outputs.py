@@ -17,6 +17,7 @@ from sparsecv.engine.io.star import StarFile, holdable
 from sparsecv.engine.refine.loop import Iteration, Refinement
 from sparsecv.engine.refine.noise import signal_to_noise
 from sparsecv.engine.refine.regularisers.nonuniform import BAND_LIMIT, mean_band_limit
+from sparsecv.engine.report import deposition
 from sparsecv.engine.report.band_limit import plot_band_limit, surface_level
 from sparsecv.engine.report.chimerax import BandLimits, write_band_limit_script
 from sparsecv.engine.report.plots import plot_angles, plot_fsc, plot_slices
@@ -35,7 +36,7 @@ WRITTEN = (  # patterns of all that a refinement writes, but for its settings
     "postprocess.star", "postprocess_fsc.xml", "status.json",
     "run_half[12]_quarter[12]_accumulator.npz", STRENGTHS,
     "run_bandlimit.mrc", "run_half[12]_bandlimit.mrc", "run_bandlimit.png", "run_bandlimit.cxc",
-    "run_locally_filtered.mrc",
+    "run_locally_filtered.mrc", "run.cxc", *deposition.WRITTEN,
 )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from sparsecv.engine.physics.masks import sphere
 from sparsecv.engine.ranks import ALONE, Comm
 from sparsecv.engine.refine.accumulator_files import Origin, write_accumulators
 from sparsecv.engine.refine.checkpoint import load_checkpoint, save_checkpoint
+from sparsecv.engine.refine.deposit import write_what_goes_out
 from sparsecv.engine.refine.final_maps import mask_of_map, sharpened_locally
 from sparsecv.engine.refine.loop import Iteration, Refinement
 from sparsecv.engine.refine.outputs import (
@@ -292,6 +293,7 @@ def _finish(
                       mask_name=None if settings.mask is None else str(settings.mask))
     if isinstance(refinement.regulariser, NonUniform) and band_limits(iteration) is not None:
         _write_band_limits(refinement, iteration, settings, result, threads)
+    write_what_goes_out(refinement, iteration, settings, result, warn)
     for text in result.warnings:
         warn(text)
     status.write("finished", refinement.state.history, warnings=warnings,
