@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import platform
 import tempfile
@@ -149,7 +148,6 @@ def phantom_resolution(settings: CheckSettings) -> float:
     from sparsecv.engine.io.mrc import read_map
     from sparsecv.engine.refine.run import refine
     from sparsecv.engine.refine.settings import RefineSettings
-    from sparsecv.engine.report.progress import Progress
     from sparsecv.engine.simulate import SimulateSettings, simulate
     from sparsecv.engine.validate.fsc import HALF, fsc, resolution
 
@@ -160,7 +158,6 @@ def phantom_resolution(settings: CheckSettings) -> float:
         refine(
             RefineSettings(particles=files.particles, reference=files.reference, output=folder / "run",
                            threads=settings.threads, device=settings.device, seed=settings.seed),
-            Progress(io.StringIO()),
         )
         found, truth = read_map(folder / "run" / "run_class001.mrc"), read_map(files.truth_map)
         curve = fsc(found.data, truth.data, read_map(files.mask).data)

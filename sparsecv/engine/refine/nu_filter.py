@@ -72,7 +72,7 @@ def nu_filter(
     check_independent(first, second)
     support, round_mask = masks(settings.particle_diameter, settings.mask, len(first), pixel_size, warn)
     regulariser = make_nonuniform(settings)
-    chosen = _chosen(ops, regulariser, half1, half2, support, round_mask)
+    chosen = choose_filters(ops, regulariser, half1, half2, support, round_mask)
     inside = support > 0.5
     quartiles = np.percentile(chosen.theta[inside], (25, 50, 75)).tolist()
     content: dict[str, Any] = {"box": len(first), "pixel_size": pixel_size, **settings.nu_values}
@@ -122,7 +122,7 @@ def nu_filter(
 
 
 @dataclass(frozen=True)
-class _Chosen:
+class Chosen:
     """theta at each voxel (A, or a factor of the strength), the mean of the halves by it, the cut-offs in shells."""
 
     theta: np.ndarray
@@ -130,9 +130,9 @@ class _Chosen:
     cutoffs: np.ndarray
 
 
-def _chosen(
+def choose_filters(
     ops: Any, regulariser: NonUniform, half1: Map, half2: Map, support: np.ndarray, round_mask: np.ndarray
-) -> _Chosen:
+) -> Chosen:
     """Choose on the device."""
     first, second, pixel_size = half1.data, half2.data, half1.pixel_size
     if regulariser.shows_band_limits:
@@ -148,7 +148,7 @@ def _chosen(
         found = regulariser.filtered(ops, evidence)[1]
         table = found.values
     chosen = ops.to_host(found.selection.chosen)
-    return _Chosen(table.astype(np.float32)[chosen], ops.to_host(found.selection.whole), found.values)
+    return Chosen(table.astype(np.float32)[chosen], ops.to_host(found.selection.whole), found.values)
 
 
 def _postprocessed(

@@ -7,7 +7,7 @@ import hashlib
 import io
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from sparsecv.engine.refine.outputs import (
 from sparsecv.engine.refine.prepare import Warn, check_rejected, detector_pixel_size, prepare
 from sparsecv.engine.refine.regularisers import NonUniform
 from sparsecv.engine.refine.regularisers.nonuniform import mean_band_limit
+from sparsecv.engine.refine.result import FinishedIteration, OnIteration, RefineResult
 from sparsecv.engine.refine.settings import RefineSettings
 from sparsecv.engine.refine.stopping import StopRequest
 from sparsecv.engine.report.progress import Progress
@@ -55,27 +56,23 @@ FREE_TO_CHANGE = (
 )  # fmt: skip
 
 
-@dataclass
-class RefineResult:
-    """A finished refinement: where its files are, what it reached, and the warnings to be read."""
-
-    output: Path
-    history: list[dict[str, Any]]
-    postprocess: PostprocessResult
-    warnings: list[str]
-
-
 def refine(
-    settings: RefineSettings, progress: Progress, on_start: Callable[[], None] = lambda: None, comm: Comm = ALONE
-) -> RefineResult:
+    settings: RefineSettings, progress: Progress | None = None, on_start: Callable[[], None] = lambda: None,
+    comm: Comm = ALONE, *, on_iteration: OnIteration = lambda finished: None,
+) -> RefineResult:  # fmt: skip
     """Refine particles against a starting map and write the results into ``settings.output``.
 
     Parameters
     ----------
+    progress
+        Where lines and the bar go; None: nowhere.
     on_start
         Called when every input has been checked and the results of an earlier run are out of the way.
     comm
         The ranks that share the refinement: this is what the root does; the others :func:`assist`.
+    on_iteration
+        Called at the end of each iteration, when its checkpoint is written. What it raises ends the run, which can go
+        on from there.
 
     Raises
     ------
@@ -84,6 +81,7 @@ def refine(
     RuntimeError
         When the device asked for cannot be used.
     """
+    progress = progress or Progress(io.StringIO())
     threads, kernels = _resources(settings, comm)
     warnings: list[str] = []
 
@@ -117,7 +115,7 @@ def refine(
         comm.report_to(status.path)
         refinement.state = comm.at_root(lambda: refinement.state)
         with StopRequest(progress.line) as request:
-            iteration = _iterate(refinement, settings, identity, status, progress, request)
+            iteration = _iterate(refinement, settings, identity, status, progress, request, on_iteration)
             # asked in the last iteration, a run ends well: to stop here would lose all of that iteration
             return _finish(refinement, iteration, settings, status, warnings, warn, threads)
     except Terminated as error:
@@ -200,7 +198,7 @@ def _check_same(stored: dict[str, object], asked: dict[str, object], folder: Pat
 
 def _iterate(
     refinement: Refinement, settings: RefineSettings, identity: dict[str, object], status: Status, progress: Progress,
-    request: StopRequest,
+    request: StopRequest, on_iteration: OnIteration,
 ) -> Iteration:
     """Iterate to convergence; returns the joined last iteration.
 
@@ -227,9 +225,11 @@ def _iterate(
         write_iteration_pictures(folder, refinement, iteration, settings.regulariser)
         progress.iteration_finished(_line(last))
         status.write("running", state.history)
+        if not is_last:
+            save_checkpoint(folder, state, identity)
+        on_iteration(FinishedIteration.of(refinement, iteration))
         if is_last:
             return iteration
-        save_checkpoint(folder, state, identity)
         stopped_by = _asked_to_stop(refinement, request)
         if stopped_by:
             raise Terminated(stopped_by, after=number)
