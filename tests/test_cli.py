@@ -18,7 +18,6 @@ import pytest
 from halfmaps import filtered, half_maps
 
 from sparsecv import __version__, cli
-from sparsecv.engine.check import describe_machine, describe_software
 from sparsecv.engine.commands import DeviceError
 from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.mrc import read_map, write_map
@@ -273,7 +272,7 @@ def test_one_file_can_hold_several_commands(tmp_path: Path, capsys: pytest.Captu
     assert complaint(capsys, "check", "--config", config).startswith(f"{config}, [check] boxes: unknown key")
 
 
-# ---------------------------------------------------------------------------------------- threads and check
+# ----------------------------------------------------------------------------------------------------- threads
 def test_threads_are_set_and_cut_to_the_cores() -> None:
     import numba
     import threadpoolctl
@@ -290,18 +289,3 @@ def test_threads_are_set_and_cut_to_the_cores() -> None:
         numba.set_num_threads(before)
         for name, value in variables.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
-
-
-def test_check_says_what_is_there() -> None:
-    software, machine = "\n".join(describe_software()), "\n".join(describe_machine(1))
-    assert f"sparsecv {__version__}" in software and f"numpy {np.__version__}" in software
-    assert "threads in use: 1" in machine and "linear algebra: " in machine
-    assert re.search(r"^memory: [\d.]+ GB, [\d.]+ GB free$", machine, re.M)
-
-
-def test_check_names_a_missing_device(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sparsecv.kernels.gpu_problem", lambda: "CUDA finds no device")
-    assert run("check", "--device", "gpu") == cli.NO_DEVICE
-    shown = capsys.readouterr()
-    assert "device: processor; no GPU: CUDA finds no device" in shown.out
-    assert shown.err == "sparsecv: error: no GPU can be used: CUDA finds no device; remedy: --device cpu\n"
