@@ -248,6 +248,12 @@ def test_postprocess_repeats_from_its_settings(maps: dict[str, Path], tmp_path: 
         assert (again / name).read_bytes() == (out / name).read_bytes(), name
 
 
+def test_a_deposition_can_be_left_out_and_none_of_other_maps_stays(maps: dict[str, Path], tmp_path: Path) -> None:
+    words = ("postprocess", maps["half1"], maps["half2"], "--output", tmp_path / "post")
+    assert run(*words) == 0 and (tmp_path / "post" / "emdb" / "emd_map.mrc").is_file()
+    assert run(*words, "--no-deposition") == 0 and not (tmp_path / "post" / "emdb").exists()
+
+
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 

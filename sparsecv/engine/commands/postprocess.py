@@ -13,7 +13,7 @@ RESULTS = ("postprocess.mrc", "postprocess_masked.mrc", "postprocess.star")
 def run(settings: PostprocessSettings, save: Save) -> int:
     """Write RELION's files of a post-processing, pictures, what a deposition takes, and the settings."""
     from sparsecv.engine.commands.maps import read_halves, read_mask, warn
-    from sparsecv.engine.io.results import refuse_to_overwrite
+    from sparsecv.engine.io.results import refuse_to_overwrite, remove_results
     from sparsecv.engine.report.deposition import WRITTEN, Reconstruction, Sources, write_deposition
     from sparsecv.engine.report.plots import plot_fsc, plot_slices
     from sparsecv.engine.threads import use_threads
@@ -43,12 +43,15 @@ def run(settings: PostprocessSettings, save: Save) -> int:
     warn(result.warnings)
     folder = settings.output
     folder.mkdir(parents=True, exist_ok=True)
+    remove_results(folder, inputs, WRITTEN)
     mask_name = None if settings.mask is None else str(settings.mask)
     names = (str(settings.half1), str(settings.half2))
     files = write_postprocess(result, folder, half_names=names, mask_name=mask_name)
-    sources = Sources(files["map"], files["xml"], (settings.half1, settings.half2), False, files.get("mask"))
-    prepared = write_deposition(folder, result, sources, (half1.data, half2.data), Reconstruction(),
-                                lambda text: warn([text]))
+    prepared = None
+    if not settings.no_deposition:
+        sources = Sources(files["map"], files["xml"], (settings.half1, settings.half2), False, files.get("mask"))
+        prepared = write_deposition(folder, result, sources, (half1.data, half2.data), Reconstruction(),
+                                    lambda text: warn([text]))
     curves = {"mask-corrected": result.curves.corrected, "masked": result.curves.masked,
               "unmasked": result.curves.unmasked, "sphere": result.curves.spherical,
               "random phases": result.curves.randomised}
