@@ -18,7 +18,7 @@ PACKAGE = PROJECT / "sparsecv"
 LICENCE = "SPDX-License-Identifier: GPL-3.0-or-later"
 SCIPION = ("pyworkflow", "pwem", "scipion", "xmippLib")
 ENGINE = ("sparsecv.engine", "sparsecv.kernels", "sparsecv.cli", "cupy")
-FOLDERS = ("sparsecv", "tests", "benchmarks", "docs", "tools", ".ci")
+FOLDERS = ("sparsecv", "tests", "benchmarks", "docs", "examples", "tools", ".ci")
 CACHES = {"__pycache__", ".ruff_cache", ".mypy_cache", ".pytest_cache", "results"}
 TEXT = {".py", ".md", ".txt", ".toml", ".cff", ".cfg", ".conf", ".cu", ".cuh", ".h", ".cpp", ".sh", ".in", ""}
 
@@ -155,7 +155,7 @@ def test_scipion_wing_compiles_and_starts_under_python_3_8() -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("folder", [".", "sparsecv", "tests", "benchmarks", "tools"])
+@pytest.mark.parametrize("folder", [".", "sparsecv", "tests", "benchmarks", "examples", "tools"])
 def test_sources_start_with_the_licence_and_a_docstring(folder: str) -> None:
     files = (PROJECT / folder).glob("*.py") if folder == "." else (PROJECT / folder).rglob("*.py")
     wrong = []

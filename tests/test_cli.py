@@ -18,12 +18,12 @@ import pytest
 from halfmaps import filtered, half_maps
 
 from sparsecv import __version__, cli
-from sparsecv.engine.check import describe_machine, describe_software
 from sparsecv.engine.commands import DeviceError
 from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.mrc import read_map, write_map
 from sparsecv.engine.io.star import StarFile
 from sparsecv.engine.physics.masks import sphere
+from sparsecv.engine.report import deposition
 from sparsecv.engine.threads import available_cores, use_threads
 
 BOX, PIXEL_SIZE = 32, 4.0
@@ -85,7 +85,7 @@ def test_commands_have_help(command: str, capsys: pytest.CaptureFixture[str]) ->
     ("words", "message"),
     [
         (["refin"], "unknown command (value 'refin'); rule: one of refine, reconstruct, regularise, nu-filter, scan, "
-                    "postprocess, fsc, compare, validate, convert, simulate, check; remedy: did you mean refine?"),
+                    "postprocess, fsc, compare, validate, report, convert, simulate, check; remedy: did you mean refine?"),
         (["fsc", "a.mrc"], "MAP2 missing; remedy: give it on the command line or in the --config file"),
         (["refine"], "--particles, --reference, --output missing; remedy: give it on the command line or in the "
                      "--config file"),
@@ -238,14 +238,20 @@ def test_postprocess_repeats_from_its_settings(maps: dict[str, Path], tmp_path: 
     assert run("postprocess", maps["half1"], maps["half2"], "--output", out, *words) == 0
     assert "B-factor -50.0 A^2" in capsys.readouterr().out
     names = {"postprocess.mrc", "postprocess_masked.mrc", "postprocess.star", "postprocess_fsc.xml",
-             "postprocess_fsc.png", "postprocess_slices.png", "postprocess.toml"}
+             "postprocess_fsc.png", "postprocess_slices.png", "postprocess.toml", "emdb"}
     assert {path.name for path in out.iterdir()} == names
     general = StarFile.read(out / "postprocess.star").table("general")
     assert general.floats("rlnBfactorUsedForSharpening") == [-50]
     assert general.strings("rlnUnfilteredMapHalf1") == [str(maps["half1"])]
     assert run("postprocess", "--config", out / "postprocess.toml", "--output", again) == 0
-    for name in names - {"postprocess.toml"}:
+    for name in (names | set(deposition.WRITTEN)) - {"postprocess.toml", "emdb"}:
         assert (again / name).read_bytes() == (out / name).read_bytes(), name
+
+
+def test_a_deposition_can_be_left_out_and_none_of_other_maps_stays(maps: dict[str, Path], tmp_path: Path) -> None:
+    words = ("postprocess", maps["half1"], maps["half2"], "--output", tmp_path / "post")
+    assert run(*words) == 0 and (tmp_path / "post" / "emdb" / "emd_map.mrc").is_file()
+    assert run(*words, "--no-deposition") == 0 and not (tmp_path / "post" / "emdb").exists()
 
 
 def digest(path: Path) -> str:
@@ -272,7 +278,7 @@ def test_one_file_can_hold_several_commands(tmp_path: Path, capsys: pytest.Captu
     assert complaint(capsys, "check", "--config", config).startswith(f"{config}, [check] boxes: unknown key")
 
 
-# ---------------------------------------------------------------------------------------- threads and check
+# ----------------------------------------------------------------------------------------------------- threads
 def test_threads_are_set_and_cut_to_the_cores() -> None:
     import numba
     import threadpoolctl
@@ -289,18 +295,3 @@ def test_threads_are_set_and_cut_to_the_cores() -> None:
         numba.set_num_threads(before)
         for name, value in variables.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
-
-
-def test_check_says_what_is_there() -> None:
-    software, machine = "\n".join(describe_software()), "\n".join(describe_machine(1))
-    assert f"sparsecv {__version__}" in software and f"numpy {np.__version__}" in software
-    assert "threads in use: 1" in machine and "linear algebra: " in machine
-    assert re.search(r"^memory: [\d.]+ GB, [\d.]+ GB free$", machine, re.M)
-
-
-def test_check_names_a_missing_device(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sparsecv.kernels.gpu_problem", lambda: "CUDA finds no device")
-    assert run("check", "--device", "gpu") == cli.NO_DEVICE
-    shown = capsys.readouterr()
-    assert "device: processor; no GPU: CUDA finds no device" in shown.out
-    assert shown.err == "sparsecv: error: no GPU can be used: CUDA finds no device; remedy: --device cpu\n"

@@ -10,7 +10,8 @@ import pytest
 from halfmaps import filtered
 
 from sparsecv.engine.errors import InputError
-from sparsecv.engine.report.band_limit import plot_band_limit, plot_local_resolution, write_chimerax_script
+from sparsecv.engine.report.band_limit import plot_band_limit, plot_local_resolution
+from sparsecv.engine.report.chimerax import BandLimits, write_band_limit_script
 from sparsecv.engine.report.surface import view
 from sparsecv.engine.validate.local_resolution import local_resolution, window_size
 
@@ -100,7 +101,7 @@ def test_pictures_are_the_same_bytes_again(tmp_path: Path) -> None:
 
 
 def test_a_script_has_a_key_in_angstrom(tmp_path: Path) -> None:
-    write_chimerax_script(tmp_path / "a.cxc", "map.mrc", "limits.mrc", 0.125, 4.0, 24.0)
+    write_band_limit_script(tmp_path / "a.cxc", "map.mrc", 0.125, BandLimits("limits.mrc", 4.0, 24.0))
     text = (tmp_path / "a.cxc").read_text()
     assert "volume #1 style surface step 1 level 0.125" in text
     assert "palette 4.00,#fde725:9.00," in text and text.count("#440154") == 2 and "#440154:24.0" in text

@@ -36,7 +36,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     pytest.importorskip("setuptools", minversion="70.1", reason="older ones need the package wheel as well")
     copy = tmp_path_factory.mktemp("source") / "scipion-em-sparsecv"
     rubbish = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.pyc", "*.nb?", "results")
-    for name in ("sparsecv", "tests", "docs", "tools", "benchmarks", ".ci"):
+    for name in ("sparsecv", "tests", "docs", "examples", "tools", "benchmarks", ".ci"):
         if (PROJECT / name).exists():
             shutil.copytree(PROJECT / name, copy / name, ignore=rubbish)
     for path in PROJECT.iterdir():

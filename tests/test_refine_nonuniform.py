@@ -73,12 +73,14 @@ def test_every_iteration_tells_its_band_limits(finished: Path) -> None:
     assert (finished / "run_bandlimit.png").is_file()
 
 
-def test_the_script_for_chimerax(finished: Path) -> None:
-    lines = (finished / "run_bandlimit.cxc").read_text().splitlines()
-    opened = [line.split()[1] for line in lines if line.startswith("open ")]
-    assert opened == ["run_locally_filtered.mrc", "run_bandlimit.mrc"]
+@pytest.mark.parametrize(("name", "number"), [("run_bandlimit.cxc", 2), ("run.cxc", 5)])
+def test_scripts_for_chimerax_colour_by_band_limits(name: str, number: int, finished: Path) -> None:
+    lines = (finished / name).read_text().splitlines()
+    opened = [line.removeprefix("open ") for line in lines if line.startswith("open ")]
+    assert len(opened) == number and opened[-1] == '"run_bandlimit.mrc"'
+    opened = [name.strip('"') for name in opened]
     assert all((finished / name).is_file() for name in opened)
-    assert any(line.startswith("color sample #1 map #2 palette ") for line in lines)
+    assert any(line.startswith(f"color sample #1 map #{number} palette ") for line in lines)
 
 
 def test_half_maps_are_not_filtered(finished: Path) -> None:

@@ -31,8 +31,10 @@ from sparsecv.engine.physics.geometry import angular_distance, matrix_to_euler, 
 from sparsecv.engine.physics.masks import sphere
 from sparsecv.engine.refine.expectation import Posterior, find_posterior
 from sparsecv.engine.refine.images import ImageBatch
+from sparsecv.engine.refine.outputs import WRITTEN
 from sparsecv.engine.refine.prepare import check_rejected
 from sparsecv.engine.refine.settings import RefineSettings
+from sparsecv.engine.report import deposition
 from sparsecv.engine.simulate import SimulatedFiles, SimulateSettings, simulate
 from sparsecv.engine.validate.fsc import HALF, fsc, resolution
 
@@ -111,6 +113,22 @@ def test_files_are_there_and_valid(finished: Path) -> None:
             assert (finished / f"run_it{number:03d}_{what}.png").read_bytes().startswith(b"\x89PNG")
     assert len(StarFile.read(finished / "rejected.star").table("rejected")) == 0
     assert not list(finished.glob(".*.part"))
+
+
+def test_a_deposition_and_a_script_are_ready(finished: Path) -> None:
+    folder = finished / "emdb"
+    assert {path.name for path in folder.iterdir()} == set(deposition.NAMES)
+    assert set(deposition.WRITTEN) < set(WRITTEN)
+    for name in deposition.NAMES[:4]:
+        assert mrcfile.validate(str(folder / name))
+    for number in (1, 2):
+        assert (folder / f"emd_half_map_{number}.mrc").samefile(finished / RESULTS[number - 1])
+    text = (folder / "emd_summary.txt").read_text()
+    assert f"{PARTICLES} (100 and 100 in the half sets)" in text and "Wiener filter (T 1)" in text
+    lines = (finished / "run.cxc").read_text().splitlines()
+    opened = [line.removeprefix("open ").strip('"') for line in lines if line.startswith("open ")]
+    assert opened == ["postprocess.mrc", *RESULTS[:2], "postprocess_mask.mrc"]
+    assert all((finished / name).is_file() for name in opened)
 
 
 def test_particles_keep_their_columns_and_gain_halves(data: SimulatedFiles, finished: Path) -> None:

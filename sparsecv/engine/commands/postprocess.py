@@ -11,9 +11,10 @@ RESULTS = ("postprocess.mrc", "postprocess_masked.mrc", "postprocess.star")
 
 
 def run(settings: PostprocessSettings, save: Save) -> int:
-    """Write RELION's files of a post-processing, two pictures and the settings; print resolution and B-factor."""
+    """Write RELION's files of a post-processing, pictures, what a deposition takes, and the settings."""
     from sparsecv.engine.commands.maps import read_halves, read_mask, warn
-    from sparsecv.engine.io.results import refuse_to_overwrite
+    from sparsecv.engine.io.results import refuse_to_overwrite, remove_results
+    from sparsecv.engine.report.deposition import WRITTEN, Reconstruction, Sources, write_deposition
     from sparsecv.engine.report.plots import plot_fsc, plot_slices
     from sparsecv.engine.threads import use_threads
     from sparsecv.engine.validate.fsc_files import write_postprocess
@@ -21,7 +22,7 @@ def run(settings: PostprocessSettings, save: Save) -> int:
 
     workers = use_threads(settings.threads)
     inputs = (settings.half1, settings.half2, settings.mask, settings.mtf)
-    refuse_to_overwrite(settings.output, RESULTS, inputs)
+    refuse_to_overwrite(settings.output, (*RESULTS, *WRITTEN), inputs)
     half1, half2 = read_halves(settings.half1, settings.half2, settings.pixel_size)
     result = postprocess(
         half1.data,
@@ -42,9 +43,15 @@ def run(settings: PostprocessSettings, save: Save) -> int:
     warn(result.warnings)
     folder = settings.output
     folder.mkdir(parents=True, exist_ok=True)
+    remove_results(folder, inputs, WRITTEN)
     mask_name = None if settings.mask is None else str(settings.mask)
     names = (str(settings.half1), str(settings.half2))
-    write_postprocess(result, folder, half_names=names, mask_name=mask_name)
+    files = write_postprocess(result, folder, half_names=names, mask_name=mask_name)
+    prepared = None
+    if not settings.no_deposition:
+        sources = Sources(files["map"], files["xml"], (settings.half1, settings.half2), False, files.get("mask"))
+        prepared = write_deposition(folder, result, sources, (half1.data, half2.data), Reconstruction(),
+                                    lambda text: warn([text]))
     curves = {"mask-corrected": result.curves.corrected, "masked": result.curves.masked,
               "unmasked": result.curves.unmasked, "sphere": result.curves.spherical,
               "random phases": result.curves.randomised}
@@ -55,5 +62,6 @@ def run(settings: PostprocessSettings, save: Save) -> int:
     bfactor = "none: not sharpened" if result.bfactor is None else f"{result.bfactor:.1f} A^2"
     print(f"resolution {result.resolution_0143} at 0.143, {result.resolution_05} at 0.5; "
           f"final resolution {result.final_resolution:.2f} A; B-factor {bfactor}")
-    print(f"results in {folder}: postprocess.mrc, postprocess_masked.mrc, postprocess.star, pictures")
+    deposition = "" if prepared is None else f", {prepared.name} (for a deposition)"
+    print(f"results in {folder}: postprocess.mrc, postprocess_masked.mrc, postprocess.star, pictures{deposition}")
     return 0

@@ -33,7 +33,8 @@ def run(settings: RefineSettings, save: Save) -> int:
             f"finished: {found.resolution_0143} at 0.143 and {found.resolution_05} at 0.5 (FSC of the half maps "
             f"{where}); B-factor {bfactor}"
         )
-        progress.line(f"results in {settings.output}: run_class001.mrc, half maps, postprocess.mrc, run_data.star")
+        progress.line(f"results in {settings.output}: run_class001.mrc, half maps, postprocess.mrc, run_data.star, "
+                      "run.cxc, emdb (for a deposition)")
     finally:
         progress.close()
     comm.close()

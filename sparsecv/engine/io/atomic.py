@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,6 +56,36 @@ def atomic_text(path: str | Path, text: str) -> None:
     """Write ``text`` as UTF-8 to ``path`` by :func:`atomic_write`."""
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def atomic_link(source: str | Path, path: str | Path) -> None:
+    """Give a file a second name, atomically: no space is taken. Where the file system cannot, a copy.
+
+    Parameters
+    ----------
+    source
+        A file that is only ever replaced as a whole, as by :func:`atomic_write`: what is written into it in place shows
+        under both names.
+    path
+        The second name; what had it before keeps its other names.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(4)}.part")
+    try:
+        os.link(Path(source).resolve(), temporary)
+        temporary.replace(target)
+    except OSError:  # another file system, one without links, or too many of them
+        atomic_copy(source, target)
+        return
+    finally:
+        temporary.unlink(missing_ok=True)  # renaming does nothing where both are names of one file already
+    _fsync(target.parent)
+
+
+def atomic_copy(source: str | Path, path: str | Path) -> None:
+    """Copy the content of a file to ``path`` by :func:`atomic_write`."""
+    with atomic_write(path) as temporary:
+        shutil.copyfile(source, temporary)
 
 
 def _usual_mode(target: Path) -> int:

@@ -173,6 +173,35 @@ def write_map(
             file.write(header.tobytes())
 
 
+def unlike_written(path: str | Path, pixel_size: float) -> list[str]:
+    """In what the header of a map differs from one by :func:`write_map` with that pixel size (A); empty if in nothing.
+
+    Maps that differ in none of it superpose in every program.
+    """
+    path = Path(path)
+    handle = open_regular(path)
+    try:
+        header = _read_header(handle, path)
+    finally:
+        os.close(handle)
+    fields = header.fields
+    starts = [int(fields[name]) for name in ("nxstart", "nystart", "nzstart")]
+    origin = [float(fields["origin"][axis]) for axis in "xyz"]
+    sizes = header.pixel_sizes()
+    differs = {
+        f"mode {int(fields['mode'])}": int(fields["mode"]) != 2,
+        f"pixel size {', '.join(f'{size:.5g}' for size in sorted(set(sizes.tolist())))} A":
+            bool(np.abs(sizes / pixel_size - 1).max() > 1e-4),
+        f"start {starts}": any(starts),
+        f"origin {origin}": any(origin),
+        "another order of axes": _axis_order(header, path) != [0, 1, 2],
+        "bytes in the other order": header.dtype.byteorder == ">",
+        f"space group {int(fields['ispg'])}": int(fields["ispg"]) != 1,
+        "an extended header": int(fields["nsymbt"]) > 0,
+    }
+    return [text for text, is_so in differs.items() if is_so]
+
+
 def _sum_of(header: NDArray[np.void] | np.void, values: NDArray[np.generic]) -> int:
     """CRC-32 of a header, with an empty checksum in its label, and of the values as the file has them."""
     plain = bytearray(header.tobytes())

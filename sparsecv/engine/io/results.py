@@ -7,8 +7,9 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from fnmatch import fnmatch
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from sparsecv.engine.errors import InputError
@@ -51,19 +52,24 @@ def remove_results(folder: Path, keep: Iterable[Path | None], patterns: Iterable
     keep
         Inputs of the new run, which may be results of the old one.
     patterns
-        Of the files that such a run writes.
+        Of the files that such a run writes, relative to the folder; a folder in it that is empty afterwards goes, too.
     """
     inputs = {path.resolve() for path in keep if path is not None}
+    emptied = set()
     for pattern in (*patterns, CHECKSUMS):
         for path in folder.glob(pattern):
             if path.resolve() not in inputs:
                 path.unlink()
+                emptied.add(path.parent)
+    for inner in emptied - {folder}:
+        with suppress(OSError):  # something of the user's is in it, or it is a link
+            inner.rmdir()
 
 
 def remove_leftovers(folder: Path, patterns: Iterable[str]) -> None:
     """Remove what a killed run was in the middle of writing (see :func:`.atomic_write`): it can be gigabytes."""
-    for pattern in patterns:
-        for path in folder.glob(f".{pattern}.*.part"):
+    for pattern in map(PurePath, patterns):
+        for path in folder.glob(str(pattern.with_name(f".{pattern.name}.*.part"))):
             path.unlink()
 
 
@@ -72,11 +78,12 @@ def refuse_to_overwrite(folder: Path, patterns: Iterable[str], inputs: Iterable[
     if folder.exists() and not folder.is_dir():
         raise InputError("is no folder", file=folder, rule="a folder for the results",
                          remedy="choose another output folder")
+    places = [((folder / pattern).parent.resolve(), PurePath(pattern).name) for pattern in patterns]
     for path in inputs:
-        if path is not None and path.resolve().parent == folder.resolve():
-            if any(fnmatch(path.name, pattern) for pattern in patterns):
-                raise InputError("would be overwritten by the results", file=path,
-                                 rule="inputs are kept", remedy="choose another output folder")  # fmt: skip
+        if path is not None and any(path.resolve().parent == inner and fnmatch(path.name, name)
+                                    for inner, name in places):  # fmt: skip
+            raise InputError("would be overwritten by the results", file=path,
+                             rule="inputs are kept", remedy="choose another output folder")
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ from sparsecv.engine.io.star import StarFile, holdable
 from sparsecv.engine.model_map.curves import Crossing, Curve
 from sparsecv.engine.model_map.pictures import PAGE, PICTURES, SETTINGS, WORST, draw_pictures, write_page
 from sparsecv.engine.model_map.results import Validation
+from sparsecv.engine.report.chimerax import FIRST_LINE, LOOK, colour_key, quoted, surface_of
 from sparsecv.engine.report.model_map import SCORE_MAP
 
 CURVES, RESIDUES, SUMMARY, FITTED, SCORED = "model_fsc.star", "residues.csv", "summary.json", "fitted.cif", "scored.cif"
@@ -175,13 +176,12 @@ def _script(found: Validation) -> str:
     colours = matplotlib.colormaps[SCORE_MAP]
     shades = [matplotlib.colors.to_hex(colours(score)) for score in KEY_SCORES]
     palette = ":".join(f"{score:g},{shade}" for score, shade in zip(KEY_SCORES, shades, strict=True))
-    key = " ".join(f"{shade}:{score:g}" for score, shade in zip(KEY_SCORES, shades, strict=True))
     lines = [
-        "# Colours the model by Q-score (its B-factor column in this file). Open it in a new session of ChimeraX.",
-        f"open {PLACED}", f"open {SCORED}", f"volume #1 style surface step 1 level {found.scores.level:.6g}",
+        f"# Colours the model by Q-score (its B-factor column in this file). {FIRST_LINE}",
+        *surface_of(PLACED, found.scores.level, 1), f"open {quoted(SCORED)}",
         "transparency #1 60", "hide #2 atoms", "cartoon #2", "show #2 & ligand atoms",
-        f"color byattribute a:bfactor #2 target acs palette {palette}", "set bgColor white", "lighting soft",
-        f"key {key} pos 0.35,0.05 size 0.3,0.03",
+        f"color byattribute a:bfactor #2 target acs palette {palette}", *LOOK,
+        colour_key(shades, [f"{score:g}" for score in KEY_SCORES]),
     ]  # fmt: skip
     for k in found.scores.worst(found.atoms, WORST):
         residue = found.atoms.residues[k]

@@ -19,12 +19,8 @@ from sparsecv.engine.refine.regularise import masks
 from sparsecv.engine.refine.regularisers import NonUniform, make_nonuniform
 from sparsecv.engine.refine.regularisers.nonuniform import RawMaps
 from sparsecv.engine.refine.settings import NuFilterSettings
-from sparsecv.engine.report.band_limit import (
-    plot_band_limit,
-    plot_local_resolution,
-    surface_level,
-    write_chimerax_script,
-)
+from sparsecv.engine.report.band_limit import plot_band_limit, plot_local_resolution, surface_level
+from sparsecv.engine.report.chimerax import BandLimits, write_band_limit_script
 from sparsecv.engine.validate.local_resolution import local_resolution
 from sparsecv.engine.validate.postprocess import PostprocessResult, postprocess
 
@@ -76,7 +72,7 @@ def nu_filter(
     check_independent(first, second)
     support, round_mask = masks(settings.particle_diameter, settings.mask, len(first), pixel_size, warn)
     regulariser = make_nonuniform(settings)
-    chosen = _chosen(ops, regulariser, half1, half2, support, round_mask)
+    chosen = choose_filters(ops, regulariser, half1, half2, support, round_mask)
     inside = support > 0.5
     quartiles = np.percentile(chosen.theta[inside], (25, 50, 75)).tolist()
     content: dict[str, Any] = {"box": len(first), "pixel_size": pixel_size, **settings.nu_values}
@@ -107,8 +103,8 @@ def nu_filter(
     share = (limits[::-1].tolist(), (counts[::-1] / counts.sum()).tolist())
     plot_band_limit(folder / PICTURES[0], sharpened, chosen.theta, {"both half maps": share}, pixel_size,
                     title="Band limits", with_surface=True)
-    write_chimerax_script(folder / SCRIPT, SHARPENED, BAND_LIMITS, surface_level(sharpened),
-                          float(chosen.theta.min()), float(chosen.theta.max()))
+    limits_shown = BandLimits(BAND_LIMITS, float(chosen.theta.min()), float(chosen.theta.max()))
+    write_band_limit_script(folder / SCRIPT, SHARPENED, surface_level(sharpened), limits_shown)
     content |= {"band_limits": share[0], "share": share[1], "bfactor": processed.bfactor,
                 "resolution_0143": processed.resolution_0143.angstrom,
                 "resolution_05": processed.resolution_05.angstrom}  # fmt: skip
@@ -126,7 +122,7 @@ def nu_filter(
 
 
 @dataclass(frozen=True)
-class _Chosen:
+class Chosen:
     """theta at each voxel (A, or a factor of the strength), the mean of the halves by it, the cut-offs in shells."""
 
     theta: np.ndarray
@@ -134,9 +130,9 @@ class _Chosen:
     cutoffs: np.ndarray
 
 
-def _chosen(
+def choose_filters(
     ops: Any, regulariser: NonUniform, half1: Map, half2: Map, support: np.ndarray, round_mask: np.ndarray
-) -> _Chosen:
+) -> Chosen:
     """Choose on the device."""
     first, second, pixel_size = half1.data, half2.data, half1.pixel_size
     if regulariser.shows_band_limits:
@@ -152,7 +148,7 @@ def _chosen(
         found = regulariser.filtered(ops, evidence)[1]
         table = found.values
     chosen = ops.to_host(found.selection.chosen)
-    return _Chosen(table.astype(np.float32)[chosen], ops.to_host(found.selection.whole), found.values)
+    return Chosen(table.astype(np.float32)[chosen], ops.to_host(found.selection.whole), found.values)
 
 
 def _postprocessed(

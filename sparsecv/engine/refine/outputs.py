@@ -17,7 +17,9 @@ from sparsecv.engine.io.star import StarFile, holdable
 from sparsecv.engine.refine.loop import Iteration, Refinement
 from sparsecv.engine.refine.noise import signal_to_noise
 from sparsecv.engine.refine.regularisers.nonuniform import BAND_LIMIT, mean_band_limit
-from sparsecv.engine.report.band_limit import plot_band_limit, surface_level, write_chimerax_script
+from sparsecv.engine.report import deposition
+from sparsecv.engine.report.band_limit import plot_band_limit, surface_level
+from sparsecv.engine.report.chimerax import BandLimits, write_band_limit_script
 from sparsecv.engine.report.plots import plot_angles, plot_fsc, plot_slices
 from sparsecv.engine.report.run_page import PAGE, RunPage
 from sparsecv.engine.report.strengths import plot_held_out, plot_strengths
@@ -35,7 +37,7 @@ WRITTEN = (  # patterns of all that a refinement writes, but for its settings
     "postprocess.star", "postprocess_fsc.xml", "status.json",
     "run_half[12]_quarter[12]_accumulator.npz", STRENGTHS,
     "run_bandlimit.mrc", "run_half[12]_bandlimit.mrc", "run_bandlimit.png", "run_bandlimit.cxc",
-    "run_locally_filtered.mrc",
+    "run_locally_filtered.mrc", "run.cxc", *deposition.WRITTEN,
 )  # fmt: skip
 
 
@@ -100,8 +102,8 @@ def write_band_limits(folder: Path, iteration: Iteration, filtered: np.ndarray, 
     write_map(folder / "run_locally_filtered.mrc", filtered, pixel_size, label=label)
     plot_band_limit(folder / "run_bandlimit.png", filtered, mean, shares(iteration), pixel_size,
                     title="Band limits, mean of the halves", with_surface=True)
-    write_chimerax_script(folder / "run_bandlimit.cxc", "run_locally_filtered.mrc", "run_bandlimit.mrc",
-                          surface_level(filtered), float(mean.min()), float(mean.max()))
+    write_band_limit_script(folder / "run_bandlimit.cxc", "run_locally_filtered.mrc", surface_level(filtered),
+                            BandLimits("run_bandlimit.mrc", float(mean.min()), float(mean.max())))
 
 
 def write_strengths_picture(folder: Path, history: Sequence[Mapping[str, Any]]) -> None:

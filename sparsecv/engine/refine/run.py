@@ -7,7 +7,7 @@ import hashlib
 import io
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ import numpy as np
 
 from sparsecv.engine.errors import InputError, Terminated
 from sparsecv.engine.io.results import remove_leftovers, remove_results, write_checksums
+from sparsecv.engine.machine import describe
 from sparsecv.engine.physics.masks import sphere
 from sparsecv.engine.ranks import ALONE, Comm
 from sparsecv.engine.refine.accumulator_files import Origin, write_accumulators
 from sparsecv.engine.refine.checkpoint import load_checkpoint, save_checkpoint
+from sparsecv.engine.refine.deposit import write_what_goes_out
 from sparsecv.engine.refine.final_maps import mask_of_map, sharpened_locally
 from sparsecv.engine.refine.loop import Iteration, Refinement
 from sparsecv.engine.refine.outputs import (
@@ -40,6 +42,7 @@ from sparsecv.engine.refine.prepare import Warn, check_rejected, detector_pixel_
 from sparsecv.engine.refine.record import write_record
 from sparsecv.engine.refine.regularisers import NonUniform
 from sparsecv.engine.refine.regularisers.nonuniform import mean_band_limit
+from sparsecv.engine.refine.result import FinishedIteration, OnIteration, RefineResult
 from sparsecv.engine.refine.settings import RefineSettings
 from sparsecv.engine.refine.stopping import StopRequest
 from sparsecv.engine.refine.stopwatch import peak_memory
@@ -56,27 +59,23 @@ FREE_TO_CHANGE = (
 )  # fmt: skip
 
 
-@dataclass
-class RefineResult:
-    """A finished refinement: where its files are, what it reached, and the warnings to be read."""
-
-    output: Path
-    history: list[dict[str, Any]]
-    postprocess: PostprocessResult
-    warnings: list[str]
-
-
 def refine(
-    settings: RefineSettings, progress: Progress, on_start: Callable[[], None] = lambda: None, comm: Comm = ALONE
-) -> RefineResult:
+    settings: RefineSettings, progress: Progress | None = None, on_start: Callable[[], None] = lambda: None,
+    comm: Comm = ALONE, *, on_iteration: OnIteration = lambda finished: None,
+) -> RefineResult:  # fmt: skip
     """Refine particles against a starting map and write the results into ``settings.output``.
 
     Parameters
     ----------
+    progress
+        Where lines and the bar go; None: nowhere.
     on_start
         Called when every input has been checked and the results of an earlier run are out of the way.
     comm
         The ranks that share the refinement: this is what the root does; the others :func:`assist`.
+    on_iteration
+        Called at the end of each iteration, when its checkpoint is written. What it raises ends the run, which can go
+        on from there.
 
     Raises
     ------
@@ -85,6 +84,7 @@ def refine(
     RuntimeError
         When the device asked for cannot be used.
     """
+    progress = progress or Progress(io.StringIO())
     threads, kernels = _resources(settings, comm)
     warnings: list[str] = []
 
@@ -108,7 +108,8 @@ def refine(
         _check_same(found[1], identity, folder)
         refinement.state = found[0]
         progress.line(f"going on after iteration {refinement.state.iteration}")
-    constant = {"particles": len(refinement.particles.table), "ranks": comm.size, "threads": threads}
+    machine = describe(kernels, threads) | {"processes": str(comm.size)}
+    constant = {"particles": len(refinement.particles.table), "seed": settings.seed, "machine": machine}
     status = Status(folder, constant, warnings)
     try:
         remove_leftovers(folder, WRITTEN)
@@ -119,7 +120,7 @@ def refine(
         comm.report_to(status.path)
         refinement.state = comm.at_root(lambda: refinement.state)
         with StopRequest(progress.line) as request:
-            iteration = _iterate(refinement, settings, identity, status, progress, request)
+            iteration = _iterate(refinement, settings, identity, status, progress, request, on_iteration)
             # asked in the last iteration, a run ends well: to stop here would lose all of that iteration
             return _finish(refinement, iteration, settings, status, warnings, warn, threads)
     except Terminated as error:
@@ -202,7 +203,7 @@ def _check_same(stored: dict[str, object], asked: dict[str, object], folder: Pat
 
 def _iterate(
     refinement: Refinement, settings: RefineSettings, identity: dict[str, object], status: Status, progress: Progress,
-    request: StopRequest,
+    request: StopRequest, on_iteration: OnIteration,
 ) -> Iteration:
     """Iterate to convergence; returns the joined last iteration.
 
@@ -234,6 +235,7 @@ def _iterate(
         write_record(folder, refinement, iteration, refinement.watch.taken(), peak_memory())
         progress.iteration_finished(_line(last))
         status.write("running", state.history)
+        on_iteration(FinishedIteration.of(refinement, iteration))
         if is_last:
             return iteration
         stopped_by = _asked_to_stop(refinement, request)
@@ -299,6 +301,7 @@ def _finish(
                       mask_name=None if settings.mask is None else str(settings.mask))
     if isinstance(refinement.regulariser, NonUniform) and band_limits(iteration) is not None:
         _write_band_limits(refinement, iteration, settings, result, threads)
+    write_what_goes_out(refinement, iteration, settings, result, warn)
     for text in result.warnings:
         warn(text)
     status.write("finished", refinement.state.history,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Pictures of local band limits: slices and surfaces coloured by them, their histogram, and a script for ChimeraX."""
+"""Pictures of local band limits: slices and surfaces coloured by them, and their histogram."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from sparsecv.engine.io.atomic import atomic_text
 from sparsecv.engine.physics.masks import large_components, solvent_threshold
+from sparsecv.engine.report.chimerax import MAP
 from sparsecv.engine.report.plots import COLOURS, central_slices, save_figure
 from sparsecv.engine.report.surface import view
 
-MAP = "viridis_r"  # fine: light, coarse: dark; can be told apart with any colour vision
-SCRIPT_COLOURS = 5
 FAINT = 0.35  # brightness of empty space, so that its band limit can still be read
 VIEWS = {0: ("seen from +z", "x", "y"), 1: ("seen from -y", "x", "z"), 2: ("seen from +x", "y", "z")}
 
@@ -142,32 +140,3 @@ def plot_local_resolution(
     panels[2].set(xlabel="local resolution (Å)", ylabel="band limit (Å)", title="voxels inside the mask")
     panels[2].legend(fontsize=9)
     save_figure(figure, path)
-
-
-def write_chimerax_script(
-    path: Path, map_name: str, band_limit_name: str, level: float, low: float, high: float
-) -> None:
-    """A script that opens a map in ChimeraX and colours its surface by band limits, with a key.
-
-    Parameters
-    ----------
-    path
-        ``.cxc``; ChimeraX looks for the maps in its folder.
-    map_name, band_limit_name
-        File names in that folder, which the program itself has chosen.
-    level
-        Of the surface, density.
-    low, high
-        Band limits at the ends of the colours, A.
-    """
-    values = np.linspace(low, high if high > low else low + 1, SCRIPT_COLOURS)
-    shades = [matplotlib.colors.to_hex(colour) for colour in matplotlib.colormaps[MAP](np.linspace(0, 1, len(values)))]
-    palette = ":".join(f"{value:.2f},{shade}" for value, shade in zip(values, shades, strict=True))
-    key = " ".join(f"{shade}:{value:.1f}" for value, shade in zip(values, shades, strict=True))
-    lines = [
-        "# Colours a map by its local band limits (A). Open it in a new session of ChimeraX.",
-        f"open {map_name}", f"open {band_limit_name}", f"volume #1 style surface step 1 level {level:.6g}",
-        "hide #2 models", f"color sample #1 map #2 palette {palette}", "set bgColor white", "lighting soft",
-        f"key {key} pos 0.35,0.05 size 0.3,0.03", "view", "",
-    ]  # fmt: skip
-    atomic_text(path, "\n".join(lines))

@@ -243,8 +243,8 @@ class RunPage:
         provenance = provenance_of(text)
         if "command" in provenance:
             page.code(str(provenance["command"]))
-        rows = [("sparsecv", provenance.get("version")), ("in folder", provenance.get("working_directory")),
-                ("begun", provenance.get("written")), *status.get("machine", {}).items()]  # fmt: skip
+        rows = [("in folder", provenance.get("working_directory")), ("begun", provenance.get("written")),
+                ("seed", status.get("seed")), *status.get("machine", {}).items()]  # fmt: skip
         page.table(("", ""), [row for row in rows if row[1] is not None])
         if text:
             page.paragraph("All settings (run.toml), with which --config repeats the run:")

@@ -45,6 +45,7 @@ class PostprocessSettings:
     autob_highres: float = option(0.0, "high end of the Guinier fit, A; 0 for Nyquist", expert=True)
     no_fsc_weighting: bool = option(False, "do not weight by sqrt(2 FSC / (1 + FSC))", expert=True)
     force_mask: bool = option(False, "use the mask also where it makes the resolution worse", expert=True)
+    no_deposition: bool = option(False, "leave out emdb/, in which the half maps are copied", expert=True)
 
     def __post_init__(self) -> None:
         _check(self)
