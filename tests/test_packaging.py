@@ -70,7 +70,7 @@ def test_wheel_asks_nothing_of_scipion(built: tuple[Path, Path]) -> None:
     assert metadata["Requires-Python"] == ">=3.8"
     required = metadata.get_all("Requires-Dist", [])
     assert [line for line in required if "extra ==" not in line] == []
-    assert {"engine", "cuda12", "cuda13", "mpi", "dev"} == set(metadata.get_all("Provides-Extra", []))
+    assert {"engine", "cuda12", "cuda13", "mpi", "dev", "docs"} == set(metadata.get_all("Provides-Extra", []))
     assert entry_points["console_scripts"]["sparsecv"] == "sparsecv.cli:main"
     # Scipion takes the name of the entry point as the name of the module
     assert dict(entry_points["pyworkflow.plugin"]) == {"sparsecv": "sparsecv"}
@@ -80,7 +80,7 @@ def test_archive_holds_tests_documents_and_licence(built: tuple[Path, Path]) -> 
     with tarfile.open(built[1]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {"LICENSE", "Makefile", "README.md", "ARCHITECTURE.md", "CHANGES.txt", "CITATION.cff", ".ci/run"}
-    wanted |= {"tests/conftest.py", "docs/conventions.md", "sparsecv/constraints.txt"}
+    wanted |= {"tests/conftest.py", "docs/conventions.md", "sparsecv/constraints.txt", "sparsecv/engine/report/page.js"}
     assert wanted - names == set()
 
 
