@@ -70,7 +70,7 @@ def test_wheel_asks_nothing_of_scipion(built: tuple[Path, Path]) -> None:
     assert metadata["Requires-Python"] == ">=3.8"
     required = metadata.get_all("Requires-Dist", [])
     assert [line for line in required if "extra ==" not in line] == []
-    assert {"engine", "cuda12", "cuda13", "mpi", "dev"} == set(metadata.get_all("Provides-Extra", []))
+    assert {"engine", "cuda12", "cuda13", "mpi", "dev", "docs"} == set(metadata.get_all("Provides-Extra", []))
     assert entry_points["console_scripts"]["sparsecv"] == "sparsecv.cli:main"
     # Scipion takes the name of the entry point as the name of the module
     assert dict(entry_points["pyworkflow.plugin"]) == {"sparsecv": "sparsecv"}
