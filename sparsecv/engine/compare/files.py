@@ -147,9 +147,9 @@ def _guinier(found: Comparison) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 # --------------------------------------------------------------------------------------------------------- the page
-RUN_COLUMNS = ("run", "prior", "particles", "symmetry", "box", "pixel (Å)", "FSC 0.143 (Å)", "FSC 0.5 (Å)",
-               "unmasked 0.143 (Å)", "B (Å²)", "B, common range (Å²)", "turned (°)", "moved (Å)", "CPU (min)",
-               "wall (min)")  # fmt: skip
+RUN_COLUMNS = ("run", "prior", "particles", "symmetry", "box", "pixel (Å)", "CPU (min)", "wall (min)")
+RESULT_COLUMNS = ("run", "FSC 0.143 (Å)", "FSC 0.5 (Å)", "unmasked 0.143 (Å)", "B (Å²)", "B, common range (Å²)",
+                  "turned (°)", "moved (Å)")  # fmt: skip
 POSE_COLUMNS = ("run", "in common", "not in the first", "missing", "in another half set", "frame turned (°)",
                 "frame moved (Å)", "median turn, as they are (°)", "median turn (°)", "turned > 30° (%)",
                 "median shift, as they are (Å)", "median shift (Å)")  # fmt: skip
@@ -163,14 +163,16 @@ def write_page(found: Comparison, folder: Path, pictures: list[str]) -> None:
     page.paragraph(f"Every run against {first}, in one mask ({found.mask_source}; {found.mask_fraction:.1%} of the "
                    f"box), on one grid of {found.grid.box} voxels of {found.grid.pixel_size:.4g} Å.")  # fmt: skip
     page.warnings(found.warnings)
-    page.table(RUN_COLUMNS, (summary_row(one) for one in found.runs))
+    page.table(RESULT_COLUMNS, map(_result_row, found.runs))
     page.paragraph(
         "Resolutions: FSC of the half maps in the common mask, corrected for it by random phases; unmasked: without "
         "it. B: as post-processing fits it, to the end of the map's own FSC; in the common range, "
         f"{found.fit_range[0]:g} to {found.fit_range[1]:.2f} Å, only fall-offs differ. Turned and moved: medians "
-        f"against {first}, without the motion of the frame. Times are of the process that finished the run.",
+        f"against {first}, without the motion of the frame. Times are of the process that wrote a run's results: where "
+        "there were several, or it was continued, more was spent.",
         faint=True,
     )
+    page.table(RUN_COLUMNS, map(_run_row, found.runs))
     page.heading("Half maps")
     page.charts(_half_map_charts(found))
     page.heading(f"Maps against {first}")
@@ -200,32 +202,33 @@ def write_page(found: Comparison, folder: Path, pictures: list[str]) -> None:
     for name, caption in captions.items():
         if name in pictures:
             page.picture(folder / name, caption)
+    page.heading("What was done")
     if found.notes:
-        page.heading("What was done")
         page.items(found.notes)
     if (folder / RECORD).is_file():
         page.code((folder / RECORD).read_text(encoding="utf-8"))
     page.write(folder / PAGE)
 
 
-def summary_row(one: RunResult) -> tuple[object, ...]:
-    """What RUN_COLUMNS name, of one run."""
-    run, poses = one.run, one.poses
-    return (run.label, run.prior, len(run.particles), run.symmetry, one.box, one.pixel_size,
-            *map(_shown, (one.post.resolution_0143, one.post.resolution_05, one.unmasked)),
-            None if one.post.bfactor is None else round(one.post.bfactor),
-            None if one.common_fit is None else round(one.common_fit.bfactor),
-            None if poses is None else float(np.median(poses.change.turned)),
-            None if poses is None else float(np.median(poses.change.moved)), _minutes(run.cpu_seconds),
-            _minutes(run.wall_seconds))  # fmt: skip
+def _run_row(one: RunResult) -> tuple[object, ...]:
+    """What RUN_COLUMNS name."""
+    run = one.run
+    times = (None if seconds is None else seconds / 60 for seconds in (run.cpu_seconds, run.wall_seconds))
+    return (run.label, run.prior, len(run.particles), run.symmetry, one.box, one.pixel_size, *times)
+
+
+def _result_row(one: RunResult) -> tuple[object, ...]:
+    """What RESULT_COLUMNS name."""
+    post, poses = one.post, one.poses
+    bfactors = post.bfactor, None if one.common_fit is None else one.common_fit.bfactor
+    changes = (None, None) if poses is None else (poses.change.turned, poses.change.moved)
+    return (one.run.label, *map(_shown, (post.resolution_0143, post.resolution_05, one.unmasked)),
+            *(None if bfactor is None else round(bfactor) for bfactor in bfactors),
+            *(None if values is None else float(np.median(values)) for values in changes))  # fmt: skip
 
 
 def _shown(found: Resolution) -> object:
     return found.angstrom if found.crossed else f"{found.angstrom:.3f} (Nyquist)"
-
-
-def _minutes(seconds: float | None) -> float | None:
-    return None if seconds is None else seconds / 60
 
 
 def _pose_row(label: str, one: PoseChanges) -> tuple[object, ...]:
