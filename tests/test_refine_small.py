@@ -8,6 +8,7 @@ after few iterations, as they compare runs with each other and not with the trut
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -84,6 +85,10 @@ def pose_errors(found: Path, truth: Path) -> tuple[float, float]:
     return float(np.median(turned)), float(np.median(np.linalg.norm(first.shifts - second.shifts, axis=1)))
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def assert_same_results(first: Path, second: Path) -> None:
     for name in RESULTS:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
@@ -123,8 +128,8 @@ def test_a_deposition_and_a_script_are_ready(finished: Path) -> None:
         assert mrcfile.validate(str(folder / name))
     for number in (1, 2):
         assert (folder / f"emd_half_map_{number}.mrc").samefile(finished / RESULTS[number - 1])
-    text = (folder / "emd_summary.txt").read_text()
-    assert f"{PARTICLES} (100 and 100 in the half sets)" in text and "Wiener filter (T 1)" in text
+    text = " ".join((folder / "emd_summary.txt").read_text().split())
+    assert re.search(rf"{PARTICLES} \(\d+ and \d+ in the half sets\)", text) and "Wiener filter (T 1)" in text
     lines = (finished / "run.cxc").read_text().splitlines()
     opened = [line.removeprefix("open ").strip('"') for line in lines if line.startswith("open ")]
     assert opened == ["postprocess.mrc", *RESULTS[:2], "postprocess_mask.mrc"]
@@ -385,11 +390,11 @@ def test_wrong_inputs_are_named_before_the_first_iteration(data: SimulatedFiles,
 def test_a_refused_command_leaves_an_earlier_run_alone(data: SimulatedFiles, short: Path, tmp_path: Path,
                                                        capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(short, tmp_path, dirs_exist_ok=True)
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    before = contents(tmp_path)
     assert refine(data, tmp_path, "--mask", tmp_path / "absent.mrc") == cli.WRONG_INPUT
     assert refine(data, tmp_path, *SHORT, "--continue", "--seed", 2) == cli.WRONG_INPUT
     assert "absent.mrc" in capsys.readouterr().err
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert contents(tmp_path) == before
 
 
 def test_a_reference_of_the_wrong_contrast_leaves_an_earlier_run_alone(data: SimulatedFiles, short: Path,
@@ -398,11 +403,11 @@ def test_a_reference_of_the_wrong_contrast_leaves_an_earlier_run_alone(data: Sim
     out = shutil.copytree(short, tmp_path / "out")
     inverted = tmp_path / "inverted.mrc"
     write_map(inverted, -read_map(data.reference).data, PIXEL_SIZE)
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    before = contents(out)
     words = ("--local", "--reference", inverted)
     assert refine(data, out, *words, particles=data.truth) == cli.WRONG_INPUT
     assert "does not fit the images at their poses" in capsys.readouterr().err
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert contents(out) == before
 
 
 @pytest.mark.parametrize("words", [["--halves"], ["--subset", "2"]])
@@ -481,7 +486,7 @@ def test_nothing_is_lost_when_a_run_cannot_go_on(data: SimulatedFiles, short: Pa
     out = shutil.copytree(short, tmp_path / "out")
     for checkpoint in out.glob("run_it*_checkpoint.npz"):
         checkpoint.write_bytes(b"damaged")
-    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    before = contents(out)
     assert refine(data, out, "--continue") == cli.WRONG_INPUT
     assert "no checkpoint can be read" in capsys.readouterr().err
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert contents(out) == before
