@@ -486,8 +486,14 @@ for _column, _value, _words in (
     ("rlnMicrographOriginalPixelSize", 0.0, "0 < pixel size"),
 ):  # fmt: skip
     refused("metadata", f"{_column} {_value}", _group(_column, _value), _words)
-for _column, _value in (("rlnBeamTiltX", 0.5), ("rlnOddZernike", "[0,1]")):
-    accepted("metadata", f"{_column} {_value}", _group(_column, _value), "not modelled and therefore ignored", _column)
+for _column, _value in (("rlnBeamTiltX", 0.5), ("rlnOddZernike", "[0,1]"), ("rlnEvenZernike", "[0,0,1]")):
+    accepted("metadata", f"{_column} {_value}", _group(_column, _value))
+for _column, _value, _words in (
+    ("rlnBeamTiltX", 1e6, "mrad, at most 100"), ("rlnBeamTiltY", "nan", "a finite number"),
+    ("rlnOddZernike", "[0,inf]", "not a vector of numbers"), ("rlnEvenZernike", "abc", "not a vector of numbers"),
+    ("rlnOddZernike", "[" + "1," * 1000 + "1]", "too many Zernike coefficients"),
+):  # fmt: skip
+    refused("metadata", f"{_column} {_value}"[:40], _group(_column, _value), f"row 1, column {_column}", _words)
 for _column, _value, _words in (
     ("rlnPhaseShift", 1e30, "out of range"), ("rlnCtfBfactor", -1e30, "out of range"),
     ("rlnCtfScalefactor", 1e30, "out of range"), ("rlnAngleRot", 1e30, "out of range"),

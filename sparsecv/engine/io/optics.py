@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecv.engine.errors import InputError
+from sparsecv.engine.io.optics_terms import BEAM_TILT, EVEN, ODD, beam_tilts, read_terms
 from sparsecv.engine.io.star import StarFile, StarTable
+from sparsecv.engine.physics.aberrations import even_polynomial, odd_polynomial
+from sparsecv.engine.physics.ctf import wavelength
 
 USUAL_AMPLITUDE_CONTRAST = 0.1
-ABERRATIONS = ("rlnBeamTiltX", "rlnBeamTiltY", "rlnOddZernike", "rlnEvenZernike")
 MAGNIFICATION = ("rlnMagMat00", "rlnMagMat01", "rlnMagMat10", "rlnMagMat11")
 OLD_COLUMNS = (
     "rlnMagnification",
@@ -24,6 +26,7 @@ OLD_COLUMNS = (
     "rlnVoltage",
     "rlnSphericalAberration",
     "rlnAmplitudeContrast",
+    *BEAM_TILT,
 )
 
 
@@ -45,6 +48,10 @@ class OpticsGroup:
         Fraction, 0 to 1.
     mtf
         File of the detector's modulation transfer function, as written, or None.
+    beam_tilt
+        (x, y), mrad.
+    odd, even
+        RELION's Zernike coefficients of the odd and even aberrations, without zeros at the end.
     """
 
     name: str
@@ -55,6 +62,17 @@ class OpticsGroup:
     cs_mm: float
     amplitude_contrast: float
     mtf: str | None = None
+    beam_tilt: tuple[float, float] = (0.0, 0.0)
+    odd: tuple[float, ...] = ()
+    even: tuple[float, ...] = ()
+
+    def odd_polynomial(self) -> NDArray[np.float64]:
+        """Phase of the images by odd aberrations and beam tilt, (O,), empty for none: :mod:`..physics.aberrations`."""
+        return odd_polynomial(self.odd, self.beam_tilt, self.cs_mm, float(wavelength(np.array(self.voltage_kv))))
+
+    def even_polynomial(self) -> NDArray[np.float64]:
+        """Phase of the CTF by even aberrations, (E,), empty for none."""
+        return even_polynomial(self.even)
 
 
 Membership = tuple[tuple[OpticsGroup, ...], NDArray[np.int32]]  # groups, and which one each particle belongs to
@@ -111,6 +129,8 @@ def add_optics_table(
         "rlnImagePixelSize": [group.pixel_size for group in groups],
         "rlnImageDimensionality": [2 for _ in groups],
     }
+    if any(any(group.beam_tilt) for group in groups):
+        columns |= {name: [group.beam_tilt[axis] for group in groups] for axis, name in enumerate(BEAM_TILT)}
     if all(group.box for group in groups):
         columns["rlnImageSize"] = [group.box for group in groups]
     particles.set("rlnOpticsGroup", np.array([group.number for group in groups])[index])
@@ -146,10 +166,11 @@ def _optics_table(table: StarTable, particles: StarTable, notes: list[str]) -> M
     names = table.strings("rlnOpticsGroupName") if named else [f"opticsGroup{number}" for number in numbers]
     boxes = table.integers("rlnImageSize") if "rlnImageSize" in table else np.zeros(count, dtype=np.int64)
     mtfs = table.strings("rlnMtfFileName") if "rlnMtfFileName" in table else [""] * count
-    columns = zip(names, numbers.tolist(), boxes.tolist(), mtfs, *(field.tolist() for field in fields), strict=True)
+    values = (field.tolist() for field in fields)
+    columns = zip(names, numbers.tolist(), boxes.tolist(), mtfs, read_terms(table), *values, strict=True)
     groups = tuple(
-        OpticsGroup(name, number, pixel, box, voltage, cs, contrast, mtf or None)
-        for name, number, box, mtf, pixel, voltage, cs, contrast in columns
+        OpticsGroup(name, number, pixel, box, voltage, cs, contrast, mtf or None, **terms)
+        for name, number, box, mtf, terms, pixel, voltage, cs, contrast in columns
     )
     return groups, _membership(numbers, particles)
 
@@ -178,13 +199,14 @@ def _membership(numbers: NDArray[np.int64], particles: StarTable) -> NDArray[np.
 
 
 def _optics_of_old_file(particles: StarTable, notes: list[str]) -> Membership:
-    fields = np.stack(_common_fields(particles, _pixel_sizes(particles, particles), notes), axis=1)
+    common = _common_fields(particles, _pixel_sizes(particles, particles), notes)
+    fields = np.column_stack([*common, beam_tilts(particles)])
     unique, first, index = np.unique(fields, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(first)  # groups in the order in which the file names them
     rank = np.argsort(order)
     groups = tuple(
-        OpticsGroup(f"opticsGroup{number}", number, pixel, 0, voltage, cs, contrast)
-        for number, (pixel, voltage, cs, contrast) in enumerate(unique[order].tolist(), 1)
+        OpticsGroup(f"opticsGroup{number}", number, pixel, 0, voltage, cs, contrast, beam_tilt=(tilt_x, tilt_y))
+        for number, (pixel, voltage, cs, contrast, tilt_x, tilt_y) in enumerate(unique[order].tolist(), 1)
     )
     return groups, rank[index.reshape(-1)].astype(np.int32)
 
@@ -235,13 +257,14 @@ def _checked(
 
 
 def _note_ignored(particles: StarTable, notes: list[str]) -> None:
-    """Name the terms of the image formation that are in the file and not yet in the model; their columns are kept."""
-    tables = [particles] + ([particles.star.table("optics")] if "optics" in particles.star else [])
-    ignored = []
+    """Name the terms of the image formation that are in the file and not in the model; their columns are kept."""
+    tables, ignored = [particles], []
+    if "optics" in particles.star:
+        tables.append(particles.star.table("optics"))
+        # RELION 3.1 and later read these from the optics table alone.
+        ignored = [column for column in (*BEAM_TILT, ODD, EVEN)
+                   if column in particles and any(_has_nonzero(text) for text in set(particles.strings(column)))]
     for table in tables:
-        for column in ABERRATIONS:
-            if column in table and any(_has_nonzero(text) for text in set(table.strings(column))):
-                ignored.append(column)
         if all(column in table for column in MAGNIFICATION):
             matrices = np.stack([table.floats(column) for column in MAGNIFICATION], axis=1)
             if np.abs(matrices - [1, 0, 0, 1]).max(initial=0) > 1e-5:

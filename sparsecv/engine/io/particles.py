@@ -32,6 +32,7 @@ from sparsecv.engine.io.checks import (
     read_halves,
     read_shifts,
 )
+from sparsecv.engine.io.door import door_of
 from sparsecv.engine.io.mrc import ImageStack
 from sparsecv.engine.io.optics import OpticsGroup, add_optics_table, read_optics
 from sparsecv.engine.io.paths import IMAGE_NAME, name_to_write, resolve_stacks, split_image_names
@@ -200,8 +201,11 @@ class ParticleTable:
         return euler_to_matrix(*self.angles.T)
 
     def ctf_parameters(self) -> CtfParameters:
-        """Return the terms of every particle's CTF."""
+        """Return the terms of every particle's CTF, for images as :meth:`read_images` gives them."""
         optics = np.array([[g.voltage_kv, g.cs_mm, g.amplitude_contrast] for g in self.optics])[self.optics_index]
+        even = [group.even_polynomial() for group in self.optics]
+        terms = max(map(len, even))
+        aberrations = np.stack([np.pad(values, (0, terms - len(values))) for values in even])
         return CtfParameters(
             defocus_u=self.defocus_u,
             defocus_v=self.defocus_v,
@@ -212,6 +216,7 @@ class ParticleTable:
             voltage_kv=optics[:, 0],
             cs_mm=optics[:, 1],
             amplitude_contrast=optics[:, 2],
+            even=aberrations[self.optics_index] if terms else None,
         )
 
     def select(self, which: ArrayLike) -> ParticleTable:
@@ -238,7 +243,7 @@ class ParticleTable:
         return quarters
 
     def read_images(self, which: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Read images, in the order of the stacks on disk and returned in the order asked.
+        """Read images as the refinement takes them, in the order of the stacks on disk and returned in the order asked.
 
         Parameters
         ----------
@@ -250,11 +255,21 @@ class ParticleTable:
         images, good
             Float32 (k, box, box) and bool (k,). An image with values that are not finite, beyond 1e15, or all the same
             is not good and is returned as zeros: one bad particle must not stop a run.
+
+        Notes
+        -----
+        The phase of odd aberrations is taken out (:mod:`.door`).
         """
         index = np.asarray(which, dtype=np.int64).reshape(-1)
         images = self._read_raw(index)
         good = _extent(images)[2]
         images[~good] = 0
+        groups = self.optics_index[index]
+        for number in np.unique(groups).tolist():
+            door = door_of(self.optics[number])
+            if door is not None:
+                members = np.flatnonzero(groups == number)
+                images[members] = door(images[members])
         return images, good
 
     def image_faults(self, which: ArrayLike) -> list[str]:

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Columns of an optics table that say more of an optics group than its CTF: aberrations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparsecv.engine.io.star import StarTable
+from sparsecv.engine.physics.aberrations import LARGEST_ORDER, even_order, odd_order
+
+BEAM_TILT = ("rlnBeamTiltX", "rlnBeamTiltY")
+ODD, EVEN = "rlnOddZernike", "rlnEvenZernike"
+LARGEST_TILT = 100.0  # mrad
+LARGEST_COEFFICIENT = 1e9  # rad A^n: beyond it a phase is no longer exact in double precision
+REMEDY = "correct the STAR file"
+
+
+def read_terms(table: StarTable) -> list[dict[str, Any]]:
+    """Return, for each row of an optics table, the fields of an `OpticsGroup` beside its CTF's; checked."""
+    count = len(table)
+    tilts = beam_tilts(table)
+    odd, even = (_vectors(table, name, order) for name, order in ((ODD, odd_order), (EVEN, even_order)))
+    return [
+        {"beam_tilt": (float(tilts[row, 0]), float(tilts[row, 1])), "odd": odd[row], "even": even[row]}
+        for row in range(count)
+    ]
+
+
+def beam_tilts(table: StarTable) -> NDArray[np.float64]:
+    """Return the beam tilt (x, y) in mrad of every row, (rows, 2); 0 where there are no columns."""
+    values = np.zeros((len(table), 2))
+    for axis, column in enumerate(BEAM_TILT):
+        if column in table:
+            values[:, axis] = table.floats(column)
+            wrong = np.abs(values[:, axis]) > LARGEST_TILT
+            if wrong.any():
+                raise table.error("out of range", column, int(np.argmax(wrong)), rule="mrad, at most 100",
+                                  remedy=REMEDY)  # fmt: skip
+    return values
+
+
+def _vectors(table: StarTable, column: str, order: Any) -> list[tuple[float, ...]]:
+    """Return the Zernike coefficients of every row, written as ``[a,b,c]``; without zeros at the end."""
+    if column not in table:
+        return [()] * len(table)
+    found = []
+    for row, text in enumerate(table.strings(column)):
+        parts = text.strip().removeprefix("[").removesuffix("]").split(",")
+        try:
+            values = [float(part) for part in parts if part.strip()]
+        except ValueError:
+            values = [np.nan]
+        if not all(abs(value) <= LARGEST_COEFFICIENT for value in values) or "_" in text:
+            raise table.error("not a vector of numbers", column, row, remedy=REMEDY,
+                              rule="Zernike coefficients as RELION writes them, [a,b,c], of at most 1e9")
+        while values and values[-1] == 0:
+            values.pop()
+        if values and order(len(values) - 1)[0] > LARGEST_ORDER:
+            raise table.error("too many Zernike coefficients", column, row, value=len(values),
+                              rule=f"up to order {LARGEST_ORDER}", remedy=REMEDY)
+        found.append(tuple(values))
+    return found
