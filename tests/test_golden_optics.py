@@ -43,7 +43,7 @@ def correlations(table):
     return products[0] / np.sqrt(products[1] * products[2])
 
 
-@pytest.mark.parametrize("name", ["odd", "even"])
+@pytest.mark.parametrize("name", ["odd", "even", "premultiplied"])
 def test_images_agree_with_relion(tmp_path, name):
     found = correlations(read_group(tmp_path, name))
     assert found.min() > LEAST_CORRELATION, found
@@ -51,7 +51,8 @@ def test_images_agree_with_relion(tmp_path, name):
 
 @pytest.mark.parametrize(("name", "without"), [
     ("odd", {"rlnBeamTiltX": 0}), ("odd", {"rlnBeamTiltY": 0}), ("odd", {"rlnOddZernike": "[0,0]"}),
-    ("even", {"rlnEvenZernike": "[0]"}),
+    ("even", {"rlnEvenZernike": "[0]"}), ("premultiplied", {"rlnCtfDataAreCtfPremultiplied": 0}),
+    ("premultiplied", {"rlnEvenZernike": "[0]"}),
 ])  # fmt: skip
 def test_each_term_counts(tmp_path, name, without):
     """The images would show a term that is left away."""

@@ -225,8 +225,6 @@ def test_bad_particles_are_refused_with_their_place(project, column, row, value,
         ("rlnImageSize", 32, ["optics groups differ in box"]),
         ("rlnOpticsGroup", 3, ["row 2", "an optics group occurs twice"]),
         ("rlnImageDimensionality", 3, ["subtomograms"]),
-        ("rlnCtfDataAreCtfPremultiplied", 1, ["row 2", "premultiplied"]),
-        ("rlnCtfDataArePhaseFlipped", 1, ["row 2", "phase-flipped"]),
     ],
 )
 def test_bad_optics_are_refused_with_their_place(project, column, value, parts):

@@ -481,12 +481,13 @@ for _column, _value, _words in (
     ("rlnImagePixelSize", -4.0, "0 < pixel size"), ("rlnImagePixelSize", "inf", "a finite number"),
     ("rlnSphericalAberration", -1.0, "0 to 100 mm"), ("rlnAmplitudeContrast", 2.0, "0 to 1"),
     ("rlnImageSize", -16, "the box is -16"), ("rlnImageSize", "big", "a number"),
-    ("rlnImageDimensionality", 3, "not two-dimensional"), ("rlnCtfDataAreCtfPremultiplied", 1, "premultiplied"),
-    ("rlnCtfDataArePhaseFlipped", 1, "phase-flipped"), ("rlnMicrographOriginalPixelSize", "abc", "a number"),
+    ("rlnImageDimensionality", 3, "not two-dimensional"), ("rlnCtfDataAreCtfPremultiplied", "yes", "a number"),
+    ("rlnCtfDataArePhaseFlipped", 0.5, "a whole number"), ("rlnMicrographOriginalPixelSize", "abc", "a number"),
     ("rlnMicrographOriginalPixelSize", 0.0, "0 < pixel size"),
 ):  # fmt: skip
     refused("metadata", f"{_column} {_value}", _group(_column, _value), _words)
-for _column, _value in (("rlnBeamTiltX", 0.5), ("rlnOddZernike", "[0,1]"), ("rlnEvenZernike", "[0,0,1]")):
+for _column, _value in (("rlnBeamTiltX", 0.5), ("rlnOddZernike", "[0,1]"), ("rlnEvenZernike", "[0,0,1]"),
+                        ("rlnCtfDataAreCtfPremultiplied", 1), ("rlnCtfDataArePhaseFlipped", 1)):  # fmt: skip
     accepted("metadata", f"{_column} {_value}", _group(_column, _value))
 for _column, _value, _words in (
     ("rlnBeamTiltX", 1e6, "mrad, at most 100"), ("rlnBeamTiltY", "nan", "a finite number"),

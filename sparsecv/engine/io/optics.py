@@ -52,6 +52,8 @@ class OpticsGroup:
         (x, y), mrad.
     odd, even
         RELION's Zernike coefficients of the odd and even aberrations, without zeros at the end.
+    is_flipped, is_premultiplied
+        Whether phases of the images were flipped, or images were multiplied by their CTF.
     """
 
     name: str
@@ -65,6 +67,8 @@ class OpticsGroup:
     beam_tilt: tuple[float, float] = (0.0, 0.0)
     odd: tuple[float, ...] = ()
     even: tuple[float, ...] = ()
+    is_flipped: bool = False
+    is_premultiplied: bool = False
 
     def odd_polynomial(self) -> NDArray[np.float64]:
         """Phase of the images by odd aberrations and beam tilt, (O,), empty for none: :mod:`..physics.aberrations`."""
@@ -93,8 +97,8 @@ def read_optics(star: StarFile, particles: StarTable, notes: list[str]) -> Membe
     Raises
     ------
     InputError
-        A column is missing or out of range, a particle names a group that does not exist, images are premultiplied by
-        their CTF, phase-flipped or three-dimensional, or groups differ in pixel size or box.
+        A column is missing or out of range, a particle names a group that does not exist, images are three-dimensional,
+        or both phase-flipped and multiplied by their CTF, or groups differ in pixel size or box.
     """
     if "optics" in star:
         groups, index = _optics_table(star.table("optics"), particles, notes)
@@ -140,13 +144,6 @@ def add_optics_table(
 
 
 def _optics_table(table: StarTable, particles: StarTable, notes: list[str]) -> Membership:
-    for column, why in (
-        ("rlnCtfDataAreCtfPremultiplied", "images premultiplied by their CTF are not supported"),
-        ("rlnCtfDataArePhaseFlipped", "phase-flipped images are not supported"),
-    ):
-        if column in table and table.integers(column).any():
-            row = int(np.argmax(table.integers(column) != 0))
-            raise table.error(why, column, row, rule="images as recorded", remedy="extract the particles without it")
     if "rlnImageDimensionality" in table and (table.integers("rlnImageDimensionality") != 2).any():
         row = int(np.argmax(table.integers("rlnImageDimensionality") != 2))
         rule = "2: subtomograms are not refined"

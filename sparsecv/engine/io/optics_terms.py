@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Columns of an optics table that say more of an optics group than its CTF: aberrations."""
+"""Columns of an optics table that say more of a group than its CTF: aberrations, and what was done to its images."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from sparsecv.engine.physics.aberrations import LARGEST_ORDER, even_order, odd_o
 
 BEAM_TILT = ("rlnBeamTiltX", "rlnBeamTiltY")
 ODD, EVEN = "rlnOddZernike", "rlnEvenZernike"
+FLIPPED, PREMULTIPLIED = "rlnCtfDataArePhaseFlipped", "rlnCtfDataAreCtfPremultiplied"
 LARGEST_TILT = 100.0  # mrad
 LARGEST_COEFFICIENT = 1e9  # rad A^n: beyond it a phase is no longer exact in double precision
 REMEDY = "correct the STAR file"
@@ -23,10 +24,20 @@ def read_terms(table: StarTable) -> list[dict[str, Any]]:
     count = len(table)
     tilts = beam_tilts(table)
     odd, even = (_vectors(table, name, order) for name, order in ((ODD, odd_order), (EVEN, even_order)))
+    flipped, premultiplied = (_flags(table, name) for name in (FLIPPED, PREMULTIPLIED))
+    both = flipped & premultiplied
+    if both.any():
+        raise table.error("images that are both phase-flipped and premultiplied by their CTF", PREMULTIPLIED,
+                          int(np.argmax(both)), rule="one of the two", remedy="extract the particles again")
     return [
-        {"beam_tilt": (float(tilts[row, 0]), float(tilts[row, 1])), "odd": odd[row], "even": even[row]}
+        {"beam_tilt": (float(tilts[row, 0]), float(tilts[row, 1])), "odd": odd[row], "even": even[row],
+         "is_flipped": bool(flipped[row]), "is_premultiplied": bool(premultiplied[row])}
         for row in range(count)
-    ]
+    ]  # fmt: skip
+
+
+def _flags(table: StarTable, column: str) -> NDArray[np.bool_]:
+    return table.integers(column) != 0 if column in table else np.zeros(len(table), dtype=bool)
 
 
 def beam_tilts(table: StarTable) -> NDArray[np.float64]:

@@ -202,21 +202,31 @@ class ParticleTable:
 
     def ctf_parameters(self) -> CtfParameters:
         """Return the terms of every particle's CTF, for images as :meth:`read_images` gives them."""
-        optics = np.array([[g.voltage_kv, g.cs_mm, g.amplitude_contrast] for g in self.optics])[self.optics_index]
+        flipped, premultiplied = (
+            np.array([getattr(group, name) for group in self.optics])[self.optics_index]
+            for name in ("is_flipped", "is_premultiplied")
+        )
+        return replace(self._recorded_ctf(np.arange(len(self))), is_flipped=flipped if flipped.any() else None,
+                       is_premultiplied=premultiplied if premultiplied.any() else None)  # fmt: skip
+
+    def _recorded_ctf(self, index: NDArray[np.int64]) -> CtfParameters:
+        """Terms of the CTFs that some particles were recorded with."""
+        optics_index = self.optics_index[index]
+        optics = np.array([[g.voltage_kv, g.cs_mm, g.amplitude_contrast] for g in self.optics])[optics_index]
         even = [group.even_polynomial() for group in self.optics]
         terms = max(map(len, even))
         aberrations = np.stack([np.pad(values, (0, terms - len(values))) for values in even])
         return CtfParameters(
-            defocus_u=self.defocus_u,
-            defocus_v=self.defocus_v,
-            defocus_angle=self.defocus_angle,
-            phase_shift=self.phase_shift,
-            bfactor=self.ctf_bfactor,
-            scale=self.ctf_scale,
+            defocus_u=self.defocus_u[index],
+            defocus_v=self.defocus_v[index],
+            defocus_angle=self.defocus_angle[index],
+            phase_shift=self.phase_shift[index],
+            bfactor=self.ctf_bfactor[index],
+            scale=self.ctf_scale[index],
             voltage_kv=optics[:, 0],
             cs_mm=optics[:, 1],
             amplitude_contrast=optics[:, 2],
-            even=aberrations[self.optics_index] if terms else None,
+            even=aberrations[optics_index] if terms else None,
         )
 
     def select(self, which: ArrayLike) -> ParticleTable:
@@ -258,7 +268,8 @@ class ParticleTable:
 
         Notes
         -----
-        The phase of odd aberrations is taken out (:mod:`.door`).
+        The phase of odd aberrations is taken out, and images are divided by CTFs that they were multiplied by
+        (:mod:`.door`).
         """
         index = np.asarray(which, dtype=np.int64).reshape(-1)
         images = self._read_raw(index)
@@ -269,7 +280,7 @@ class ParticleTable:
             door = door_of(self.optics[number])
             if door is not None:
                 members = np.flatnonzero(groups == number)
-                images[members] = door(images[members])
+                images[members] = door(images[members], self._recorded_ctf(index[members]))
         return images, good
 
     def image_faults(self, which: ArrayLike) -> list[str]:

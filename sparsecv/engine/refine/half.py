@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.particles import ParticleTable
 from sparsecv.engine.physics.ctf import CtfParameters
 from sparsecv.engine.physics.disc import Disc, make_disc
@@ -90,7 +91,18 @@ class Particles:
     @classmethod
     def of(cls, ops: Any, table: ParticleTable, geometry: Geometry, matrices: np.ndarray, batch_mb: float,
            **options: Any) -> Particles:
-        """Particles with a circular mask of the particle's diameter."""
+        """Particles with a circular mask of the particle's diameter.
+
+        Raises
+        ------
+        InputError
+            Where CTFs are to be left alone up to the first peak, but images were multiplied by them.
+        """
+        if options.get("intact_first_peak") and any(group.is_premultiplied for group in table.optics):
+            raise InputError("images premultiplied by their CTF cannot be refined with an intact first peak",
+                             file=table.path, item="rlnCtfDataAreCtfPremultiplied",
+                             rule="images that were not corrected below the first peak",
+                             remedy="leave --intact-first-peak away")
         circle = image_circle(geometry.box, geometry.diameter / 2 / geometry.pixel_size)
         return cls(table, table.ctf_parameters(), geometry, make_disc(geometry.box), ops.xp.asarray(circle),
                    float((circle**2).mean()), matrices, batch_mb * 1e6, ImageStore(ops, table), **options)
