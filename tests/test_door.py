@@ -14,6 +14,7 @@ from sparsecv.engine.io.particles import ParticleTable
 from sparsecv.engine.io.star import StarFile
 from sparsecv.engine.physics.ctf import LEAST_DIVISOR, ctf, wavelength
 from sparsecv.engine.physics.disc import make_disc
+from sparsecv.engine.physics.fourier import resample_images
 from sparsecv.engine.refine.reconstruct import reconstruct
 from sparsecv.engine.refine.settings import ReconstructSettings
 
@@ -170,3 +171,85 @@ def test_both_flipped_and_premultiplied_is_refused(tmp_path):
     terms = {"rlnCtfDataAreCtfPremultiplied": 1, "rlnCtfDataArePhaseFlipped": 1}
     with pytest.raises(InputError, match=r"data_optics, row 1.*both phase-flipped and premultiplied"):
         ParticleTable.read(project(tmp_path, terms, noise()))
+
+
+def blob(box, pixel_size, centre, width, matrix=None):
+    """A Gaussian about a point (x, y) in A, at r or at M^-T r, (box, box)."""
+    axis = (np.arange(box) - box // 2) * pixel_size
+    x, y = np.meshgrid(axis, axis)
+    if matrix is not None:
+        x, y = np.tensordot(np.linalg.inv(matrix).T, np.stack([x, y]), 1)
+    return np.exp(-((x - centre[0]) ** 2 + (y - centre[1]) ** 2) / (2 * width**2)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("box", "pixel_size"), [(40, 2.0), (33, 2.0), (48, 2.6), (64, 1.7), (31, 1.3), (27, 3.0)])
+def test_resampled_images_of_a_blob(box, pixel_size):
+    """The same function at the new pixels, times new / old pixel size, about the same centre."""
+    image = blob(40, 2.0, (7.3, -4.1), 5.0)
+    found = resample_images(np.stack([image, 2 * image + 3]), 2.0, box, pixel_size)
+    expected = blob(box, pixel_size, (7.3, -4.1), 5.0) * pixel_size / 2.0
+    scale = np.array([1, 2])[:, None, None]  # and what lies under an image is gone
+    np.testing.assert_allclose(found, expected * scale, atol=6e-3)
+
+
+@pytest.mark.parametrize(("box", "pixel_size"), [(50, 2.6), (90, 1.6), (48, 2.0)])
+def test_noise_keeps_its_power_where_images_reach(box, pixel_size):
+    images = noise(200, 64)
+    found = transformed(resample_images(images, 2.0, box, pixel_size), disc := make_disc(box))
+    power = (np.abs(found) ** 2).mean(axis=0)
+    covered = min((64 * 2.0 / (box * pixel_size)) ** 2, 1)  # by what the old box held
+    reach = disc.shell <= box * pixel_size / (2 * 2.0) - 1
+    assert power[reach].mean() == pytest.approx(covered, rel=0.01)
+    assert power[disc.shell > box * pixel_size / (2 * 2.0) * 1.42].sum() < 1e-6 * power.sum()
+
+
+def test_groups_of_another_pixel_size_come_in_like_the_others(tmp_path):
+    """Each image by itself; the CTF ends where the coarser pixels do, and what is written are the original images."""
+    write_stack(tmp_path / "b.mrcs", noise(3, 24), 3.0)
+    star = StarFile.read(project(tmp_path, {}, noise()))
+    optics, particles = star.table("optics"), star.table("particles")
+    both, new = {name: optics.strings(name) * 2 for name in optics.columns}, StarFile.new()
+    both |= {"rlnOpticsGroup": [1, 2], "rlnImagePixelSize": [PIXEL, 3.0], "rlnImageSize": [BOX, 24]}
+    new.add_loop("optics", both)
+    rows = {name: particles.strings(name) + particles.strings(name)[:3] for name in particles.columns}
+    rows["rlnImageName"][COUNT:] = [f"{row + 1}@{tmp_path}/b.mrcs" for row in range(3)]
+    rows["rlnOpticsGroup"] = [1] * COUNT + [2] * 3
+    new.add_loop("particles", rows)
+    new.write(tmp_path / "both.star")
+    table = ParticleTable.read(tmp_path / "both.star")
+    assert (table.box, table.pixel_size, table.smallest_side) == (BOX, PIXEL, BOX * PIXEL)
+    assert table.known_shells.tolist() == [15, 9]
+    images, good = table.read_images(np.arange(7))
+    assert good.all()
+    np.testing.assert_array_equal(images[:COUNT], noise())
+    np.testing.assert_array_equal(images[COUNT:], resample_images(noise(3, 24), 3.0, BOX, PIXEL))
+    np.testing.assert_array_equal(table.read_images([5, 0])[0], images[[5, 0]])
+    disc = make_disc(BOX)
+    values = ctf(table.ctf_parameters(), disc.kx, disc.ky, BOX, PIXEL)
+    assert np.array_equal(values != 0, np.where(np.arange(7) < COUNT, 15, 9)[:, None] >= disc.shell)
+    table.write(tmp_path / "again.star")
+    again = StarFile.read(tmp_path / "again.star")
+    assert again.table("optics").floats("rlnImagePixelSize").tolist() == [PIXEL, 3.0]
+    assert again.table("particles").strings("rlnImageName") == rows["rlnImageName"]
+
+
+MATRIX = np.array([[1.03, 0.02], [-0.01, 0.98]])
+
+
+def test_anisotropic_magnification_is_taken_out(tmp_path):
+    """X(k) = Y(M k) is the image y(M^-T r) / |M|; origins belong to the images, and are the same when written again."""
+    centres = np.random.default_rng(4).uniform(-8, 8, (COUNT, 2))
+    images = np.stack([blob(BOX, PIXEL, centre, 5.0, MATRIX) for centre in centres]) / np.linalg.det(MATRIX)
+    terms = dict(zip(("rlnMagMat00", "rlnMagMat01", "rlnMagMat10", "rlnMagMat11"), MATRIX.ravel(), strict=True))
+    origins = -centres @ MATRIX  # the blob in its image
+    columns = {"rlnOriginXAngst": origins[:, 0], "rlnOriginYAngst": origins[:, 1]}
+    table = ParticleTable.read(project(tmp_path, terms, images.astype(np.float32), columns))
+    np.testing.assert_allclose(table.shifts, -centres, atol=1e-5)
+    found, _ = table.read_images(np.arange(COUNT))
+    np.testing.assert_allclose(found, [blob(BOX, PIXEL, centre, 5.0) for centre in centres], atol=5e-3)
+    np.testing.assert_array_equal(table.read_images([3])[0][0], found[3])
+    assert table.known_shells.tolist() == [14]
+    table.write(tmp_path / "again.star", shifts=table.shifts)
+    written = StarFile.read(tmp_path / "again.star").table("particles")
+    found = np.stack([written.floats("rlnOriginXAngst"), written.floats("rlnOriginYAngst")], axis=1)
+    np.testing.assert_allclose(found, origins, atol=2e-6)

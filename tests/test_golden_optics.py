@@ -30,20 +30,21 @@ def read_group(folder, name, **without):
 
 
 def correlations(table):
-    """Of every image with our prediction at its pose, over all the Fourier pixels that a refinement uses."""
-    disc, density = make_disc(table.box), golden.make_map()
+    """Of every image with our prediction at its pose, over all Fourier pixels that image and map hold."""
     step = golden.PIXEL_SIZE / table.pixel_size / table.box  # of the map's frequencies
+    disc, density = make_disc(table.box, int(0.48 / step)), golden.make_map()
     predicted = central_slices(density, table.rotations, disc.kx * step, disc.ky * step)
     predicted *= ctf(table.ctf_parameters(), disc.kx, disc.ky, table.box, table.pixel_size)
     predicted *= shift_phases(disc.kx / table.box, disc.ky / table.box, -table.shifts / table.pixel_size)
     images, good = table.read_images(np.arange(len(table)))
     assert good.all()
     seen = np.fft.rfft2(np.fft.ifftshift(images, axes=(1, 2))).reshape(len(table), -1)[:, disc.flat]
+    seen *= predicted != 0  # beyond a coarser pixel's limit
     products = [(a.conj() * b).real.sum(axis=1) for a, b in ((seen, predicted), (seen, seen), (predicted, predicted))]
     return products[0] / np.sqrt(products[1] * products[2])
 
 
-@pytest.mark.parametrize("name", ["odd", "even", "premultiplied"])
+@pytest.mark.parametrize("name", list(golden.GROUPS))
 def test_images_agree_with_relion(tmp_path, name):
     found = correlations(read_group(tmp_path, name))
     assert found.min() > LEAST_CORRELATION, found
@@ -52,9 +53,23 @@ def test_images_agree_with_relion(tmp_path, name):
 @pytest.mark.parametrize(("name", "without"), [
     ("odd", {"rlnBeamTiltX": 0}), ("odd", {"rlnBeamTiltY": 0}), ("odd", {"rlnOddZernike": "[0,0]"}),
     ("even", {"rlnEvenZernike": "[0]"}), ("premultiplied", {"rlnCtfDataAreCtfPremultiplied": 0}),
-    ("premultiplied", {"rlnEvenZernike": "[0]"}),
+    ("premultiplied", {"rlnEvenZernike": "[0]"}), ("magnification", {"rlnMagMat00": 1}),
+    ("magnification", {"rlnMagMat01": 0}), ("magnification", {"rlnMagMat10": 0}), ("magnification", {"rlnMagMat11": 1}),
+    ("size", {"rlnImagePixelSize": 3.95}),
 ])  # fmt: skip
 def test_each_term_counts(tmp_path, name, without):
     """The images would show a term that is left away."""
     found = correlations(read_group(tmp_path, name, **without))
     assert found.max() < LEAST_CORRELATION, found
+
+
+def test_all_groups_at_one_pixel_size_and_box(tmp_path):
+    """Images of six optics groups in one table: all come with the pixel size and box of most, at one grey scale."""
+    for name, images in zip(golden.GROUPS, golden.read_images(), strict=True):
+        write_stack(tmp_path / f"{name}.mrcs", images, golden.GROUPS[name]["pixel_size"])
+    table = ParticleTable.read(golden.STAR, tmp_path)
+    assert (table.box, table.pixel_size) == (golden.BOX, golden.PIXEL_SIZE)
+    assert "6 particles of other optics groups (magnification, size, finer) are brought to 48 px" in table.warnings[-1]
+    assert table.known_shells.tolist() == [23, 23, 23, 22, 17, 23]
+    found = correlations(table)
+    assert found.min() > LEAST_CORRELATION, found

@@ -456,13 +456,16 @@ refused(
     "0 < pixel size",
 )
 refused("metadata", "optics table missing", _without_optics, "no pixel size")
-refused("metadata", "optics groups of different box", _optics_groups(2, rlnImageSize=[16, 20]), "differ in box")
+refused("metadata", "optics group of another box than its images", _optics_groups(2, rlnImageSize=[16, 20]),
+        "the box is 20 pixels by the optics group's rlnImageSize")  # fmt: skip
 refused(
     "metadata",
-    "optics groups of different pixel size",
-    _optics_groups(2, rlnImagePixelSize=[4.0, 4.1]),
-    "differ in pixel size",
+    "optics groups of very different pixel size",
+    _optics_groups(2, rlnImagePixelSize=[4.0, 17.0]),
+    "differ too much in pixel size",
 )
+accepted("metadata", "optics groups of different pixel size", _optics_groups(2, rlnImagePixelSize=[4.0, 4.1]),
+         "are brought to 16 px of 4 A")  # fmt: skip
 refused("metadata", "optics group twice", _optics_groups(2, rlnOpticsGroup=[1, 1]), "occurs twice")
 refused("metadata", "optics group that is not there", _row("rlnOpticsGroup", 9), "row 7", "no such optics group")
 accepted("metadata", "two optics groups", _optics_groups(2))
@@ -492,6 +495,7 @@ for _column, _value in (("rlnBeamTiltX", 0.5), ("rlnOddZernike", "[0,1]"), ("rln
 for _column, _value, _words in (
     ("rlnBeamTiltX", 1e6, "mrad, at most 100"), ("rlnBeamTiltY", "nan", "a finite number"),
     ("rlnOddZernike", "[0,inf]", "not a vector of numbers"), ("rlnEvenZernike", "abc", "not a vector of numbers"),
+    ("rlnCtfDataAreCtfPremultiplied", 1e300, "a whole number"),
     ("rlnOddZernike", "[" + "1," * 1000 + "1]", "too many Zernike coefficients"),
 ):  # fmt: skip
     refused("metadata", f"{_column} {_value}"[:40], _group(_column, _value), f"row 1, column {_column}", _words)

@@ -25,13 +25,15 @@ FOLDER = Path(__file__).resolve().parent
 STAR, IMAGES = FOLDER / "optics.star", FOLDER / "optics.npz"
 NONE = {"box": BOX, "pixel_size": PIXEL_SIZE, "tilt": (0.0, 0.0), "odd": "[0,0,0,0,0,0]",
         "even": "[0,0,0,0,0,0,0,0,0]", "magnification": (1.0, 0.0, 0.0, 1.0), "premultiplied": 0}  # fmt: skip
-# Phases of about 1.5 radians at Nyquist. The magnification is not symmetric, which tells a matrix from its transpose.
-ODD, EVEN = "[1.5,-4,250,0,0,-180]", "[0.3,25,-20,30,900,-500,150,700,-800]"
+# Phases of about 1.5 radians at Nyquist: coefficients of order 2 cancel the squares in those of order 4. The
+# magnification is not symmetric, which tells a matrix from its transpose.
+ODD, EVEN = "[1.5,-4,250,0,0,-180]", "[0.3,-1475,430,2130,900,-500,150,700,-800]"
 GROUPS = {
     "odd": NONE | {"tilt": (4.0, -3.0), "odd": ODD},
     "even": NONE | {"even": EVEN},
     "premultiplied": NONE | {"premultiplied": 1, "tilt": (-2.0, 3.0), "even": EVEN},
-    "magnification": NONE | {"magnification": (1.02, 0.015, -0.01, 0.985), "odd": ODD, "even": EVEN},
+    # in a larger box, as RELION's transforms let what leaves an image come in on its other side
+    "magnification": NONE | {"box": 64, "magnification": (1.02, 0.025, -0.02, 0.985), "odd": ODD, "even": EVEN},
     "size": NONE | {"box": 40, "pixel_size": 3.9, "tilt": (3.0, 2.0)},
     "finer": NONE | {"box": 60, "pixel_size": 2.5, "premultiplied": 1, "odd": ODD},
 }
@@ -45,7 +47,7 @@ def make_map() -> np.ndarray:
     z, y, x = np.meshgrid(axis, axis, axis, indexing="ij")
     found = np.zeros((BOX, BOX, BOX))
     for _ in range(14):
-        centre, width, height = rng.uniform(-8, 8, 3), rng.uniform(0.5, 1.0), rng.uniform(0.5, 1.5)
+        centre, width, height = rng.uniform(-6, 6, 3), rng.uniform(0.5, 1.0), rng.uniform(0.5, 1.5)
         square = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 + (z - centre[2]) ** 2
         found += height * np.exp(-square / (2 * width**2))
     return found.astype(np.float32)
@@ -77,7 +79,7 @@ def write_star() -> None:
     star.add_loop("particles", {
         "rlnImageName": [f"{image + 1:06d}@{name}.mrcs" for name in GROUPS for image in range(EACH)],
         "rlnMicrographName": ["mic.mrc"] * count, "rlnOpticsGroup": np.repeat(numbers, EACH),
-        "rlnDefocusU": rng.uniform(8e3, 14e3, count).round(1), "rlnDefocusV": rng.uniform(8e3, 14e3, count).round(1),
+        "rlnDefocusU": rng.uniform(4e3, 8e3, count).round(1), "rlnDefocusV": rng.uniform(4e3, 8e3, count).round(1),
         "rlnDefocusAngle": rng.uniform(0, 180, count).round(2), "rlnPhaseShift": 30.0 * (np.arange(count) % 2),
         "rlnAngleRot": rng.uniform(-180, 180, count).round(3), "rlnAngleTilt": rng.uniform(0, 180, count).round(3),
         "rlnAnglePsi": rng.uniform(-180, 180, count).round(3), "rlnOriginXAngst": rng.normal(0, 6, count).round(3),

@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """What is done to images as they are read, so that all that follows sees one kind of image.
 
-An image of RELION's model is X = exp(i odd) C P: the phase of odd aberrations is taken out here, once, and the even
-ones are left to the CTF. Images that were multiplied by their CTF are divided by it. Most optics groups have nothing to
-be done, and their images pass as they are.
+An image of RELION's model is X(k) = exp(i odd(M k)) C(M k) P(M k), with the matrix M of anisotropic magnification. Here
+it becomes C P at the pixel size and box of the refinement, in this order: X at M^-1 k; without the phase of odd
+aberrations (even ones are left to the CTF); divided by a CTF that it was multiplied by; and resampled. Most optics
+groups have nothing to be done, and their images pass as they are.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
+import finufft
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
@@ -18,6 +22,41 @@ from numpy.typing import NDArray
 from sparsecv.engine.io.optics import OpticsGroup
 from sparsecv.engine.physics.aberrations import monomials
 from sparsecv.engine.physics.ctf import CtfParameters, ctf, unmultiplied
+from sparsecv.engine.physics.fourier import resample_images, without_border
+
+TOLERANCE = 1e-5  # relative, of the non-uniform FFT
+
+
+class Undistortion:
+    """Transforms of images at the frequencies M^-1 k: those that their particles have at k.
+
+    Exact but for `TOLERANCE`: sums over the pixels, one image after another, so that neighbours in a batch do not show.
+
+    Parameters
+    ----------
+    matrix
+        M, (2, 2).
+    box
+        Of the images.
+    kx, ky
+        Integer frequencies of the half transform, raveled, (J,).
+    """
+
+    def __init__(self, matrix: NDArray[np.float64], box: int, kx: NDArray[np.float64], ky: NDArray[np.float64]) -> None:
+        x, y = np.linalg.inv(matrix) @ np.stack([kx, ky])
+        self._known = np.maximum(np.abs(x), np.abs(y)) < box / 2
+        self._box, self._count = box, len(kx)
+        self._plan = finufft.Plan(2, (box, box), eps=TOLERANCE, isign=-1, dtype="complex64", nthreads=1)
+        self._plan.setpts(*(np.float32(2 * np.pi / box) * k[self._known].astype(np.float32) for k in (y, x)))
+        self._lock = threading.Lock()  # a plan has memory of its own to work in
+
+    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.complex64]:
+        """Half transforms (k, box, box // 2 + 1), phases about the images' centres; 0 where images know nothing."""
+        found = np.zeros((len(images), self._count), dtype=np.complex64)
+        with self._lock:
+            for row, image in enumerate(without_border(images)):
+                found[row, self._known] = self._plan.execute(np.ascontiguousarray(image, dtype=np.complex64))
+        return found.reshape(len(images), self._box, -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,46 +67,75 @@ class Door:
     ----------
     group
         The group; its box is known.
+    box, pixel_size
+        Of the images that come out; pixels and A.
     kx, ky
-        Integer frequencies of the half transform, raveled, (J,).
+        Integer frequencies of the half transform of the group's images, raveled, (J,).
     phase
-        exp(-i odd) there, complex64, shape (box, box // 2 + 1), or None.
+        exp(-i odd) there, complex64, shape (box, box // 2 + 1) of the group, or None.
+    undistortion
+        Of anisotropic magnification, or None.
     """
 
     group: OpticsGroup
+    box: int
+    pixel_size: float
     kx: NDArray[np.float64]
     ky: NDArray[np.float64]
     phase: NDArray[np.complex64] | None
+    undistortion: Any = field(default=None)
 
     def __call__(self, images: NDArray[np.float32], parameters: CtfParameters) -> NDArray[np.float32]:
-        """Images (k, box, box) as the refinement takes them; each is worked on by itself.
+        """Images (k, box, box) of the group as the refinement takes them; each is worked on by itself.
 
         Parameters
         ----------
         parameters
             Of the CTFs that the images were made with.
         """
-        # The image's centre need not be brought to pixel 0 and back: real factors and phases commute with a shift.
-        transforms = scipy.fft.rfft2(images)
+        if self.undistortion is not None or self.phase is not None or self.group.is_premultiplied:
+            images = self._filtered(images, parameters)
+        if images.shape[1] == self.box and self.group.pixel_size == self.pixel_size:
+            return images
+        return resample_images(images, self.group.pixel_size, self.box, self.pixel_size)
+
+    def _filtered(self, images: NDArray[np.float32], parameters: CtfParameters) -> NDArray[np.float32]:
+        """All that is done at the group's own pixel size."""
+        if self.undistortion is not None:
+            transforms = self.undistortion(images)
+        else:
+            transforms = scipy.fft.rfft2(np.fft.ifftshift(images, axes=(1, 2)))
         if self.phase is not None:
             transforms *= self.phase
         if self.group.is_premultiplied:
             values = ctf(parameters, self.kx, self.ky, self.group.box, self.group.pixel_size)
             transforms = unmultiplied(transforms, values.reshape(transforms.shape))
-        found: NDArray[np.float32] = scipy.fft.irfft2(transforms, s=images.shape[1:], overwrite_x=True)
-        return found
+        found = scipy.fft.irfft2(transforms, s=images.shape[1:], overwrite_x=True)
+        return np.fft.fftshift(found, axes=(1, 2))
 
 
 @lru_cache(maxsize=64)
-def door_of(group: OpticsGroup) -> Door | None:
-    """The door of an optics group; None where images pass as they are."""
-    odd, box = group.odd_polynomial(), group.box
-    if not odd.any() and not group.is_premultiplied:
+def door_of(group: OpticsGroup, box: int, pixel_size: float) -> Door | None:
+    """The door of an optics group to images of a box and a pixel size in A; None where they pass as they are."""
+    odd, own = group.odd_polynomial(), group.box
+    is_alike = own == box and abs(group.pixel_size / pixel_size - 1) <= 1e-4
+    if is_alike and not odd.any() and not group.is_premultiplied and not group.is_distorted:
         return None
-    ky, kx = (k.ravel() for k in np.meshgrid(np.fft.fftfreq(box, 1 / box), np.arange(box // 2 + 1.0), indexing="ij"))
+    ky, kx = (k.ravel() for k in np.meshgrid(np.fft.fftfreq(own, 1 / own), np.arange(own // 2 + 1.0), indexing="ij"))
     phase = None
     if odd.any():
-        side = box * group.pixel_size
+        side = own * group.pixel_size
         angle = odd @ monomials(kx / side, ky / side, len(odd), odd=True)
-        phase = np.exp(-1j * angle).astype(np.complex64).reshape(box, box // 2 + 1)
-    return Door(group, kx, ky, phase)
+        phase = np.exp(-1j * angle).astype(np.complex64).reshape(own, own // 2 + 1)
+    undistortion = Undistortion(group.matrix, own, kx, ky) if group.is_distorted else None
+    return Door(group, box, group.pixel_size if is_alike else pixel_size, kx, ky, phase, undistortion)
+
+
+def known_shell(group: OpticsGroup, box: int, pixel_size: float) -> int:
+    """Highest shell, of images of a box and pixel size in A, of which images of a group know every pixel."""
+    last = (box - 1) // 2
+    if not group.is_distorted and group.box == box and abs(group.pixel_size / pixel_size - 1) <= 1e-4:
+        return last
+    least = float(np.linalg.svd(group.matrix, compute_uv=False).min())  # |M^-1 k| is at most |k| / least
+    reach = ((group.box - 1) // 2 + 0.5) / (group.box * group.pixel_size) * least  # 1/A
+    return min(last, int(reach * box * pixel_size - 0.5 + 1e-6))

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecv.engine.errors import InputError
-from sparsecv.engine.io.optics_terms import BEAM_TILT, EVEN, ODD, beam_tilts, read_terms
+from sparsecv.engine.io.optics_terms import BEAM_TILT, EVEN, IDENTITY, MAGNIFICATION, ODD, beam_tilts, read_terms
 from sparsecv.engine.io.star import StarFile, StarTable
 from sparsecv.engine.physics.aberrations import even_polynomial, odd_polynomial
 from sparsecv.engine.physics.ctf import wavelength
 
 USUAL_AMPLITUDE_CONTRAST = 0.1
-MAGNIFICATION = ("rlnMagMat00", "rlnMagMat01", "rlnMagMat10", "rlnMagMat11")
+LARGEST_RATIO = 4.0  # of pixel sizes: coarser images would have next to nothing to say
 OLD_COLUMNS = (
     "rlnMagnification",
     "rlnDetectorPixelSize",
@@ -52,6 +52,8 @@ class OpticsGroup:
         (x, y), mrad.
     odd, even
         RELION's Zernike coefficients of the odd and even aberrations, without zeros at the end.
+    magnification
+        RELION's matrix of anisotropic magnification M, row by row: frequency k of an image is M k of the particle.
     is_flipped, is_premultiplied
         Whether phases of the images were flipped, or images were multiplied by their CTF.
     """
@@ -67,8 +69,23 @@ class OpticsGroup:
     beam_tilt: tuple[float, float] = (0.0, 0.0)
     odd: tuple[float, ...] = ()
     even: tuple[float, ...] = ()
+    magnification: tuple[float, ...] = IDENTITY
     is_flipped: bool = False
     is_premultiplied: bool = False
+
+    @property
+    def is_distorted(self) -> bool:
+        """Whether the magnification is anisotropic."""
+        return self.magnification != IDENTITY
+
+    @property
+    def matrix(self) -> NDArray[np.float64]:
+        """M, (2, 2)."""
+        return np.reshape(np.array(self.magnification), (2, 2))
+
+    def is_alike(self, other: OpticsGroup) -> bool:
+        """Whether both have one pixel size and box."""
+        return self.box == other.box and abs(self.pixel_size / other.pixel_size - 1) <= 1e-4
 
     def odd_polynomial(self) -> NDArray[np.float64]:
         """Phase of the images by odd aberrations and beam tilt, (O,), empty for none: :mod:`..physics.aberrations`."""
@@ -98,26 +115,46 @@ def read_optics(star: StarFile, particles: StarTable, notes: list[str]) -> Membe
     ------
     InputError
         A column is missing or out of range, a particle names a group that does not exist, images are three-dimensional,
-        or both phase-flipped and multiplied by their CTF, or groups differ in pixel size or box.
+        or both phase-flipped and multiplied by their CTF.
     """
     if "optics" in star:
         groups, index = _optics_table(star.table("optics"), particles, notes)
     else:
         groups, index = _optics_of_old_file(particles, notes)
-    first = groups[0]
-    for group in groups[1:]:
-        for what, own, other in (("pixel size", group.pixel_size, first.pixel_size), ("box", group.box, first.box)):
-            if abs(own - other) > 1e-4 * max(own, other):
-                raise InputError(
-                    f"optics groups differ in {what}",
-                    file=star.path,
-                    item=f"{first.name} and {group.name}",
-                    value=(other, own),
-                    rule="all groups of a refinement share one pixel size and box",
-                    remedy="extract or rescale the particles of one group to those of the other",
-                )
     _note_ignored(particles, notes)
     return groups, index
+
+
+def common_group(
+    groups: tuple[OpticsGroup, ...], index: NDArray[np.int32], particles: StarTable, notes: list[str]
+) -> int:
+    """Return the group whose pixel size and box all images are brought to: the first of those that most particles have.
+
+    Raises
+    ------
+    InputError
+        Where pixel sizes differ by more than a factor of 4.
+    """
+    counts = np.bincount(index, minlength=len(groups))
+    alike = [[group.is_alike(other) for other in groups] for group in groups]
+    chosen = int(np.argmax(np.array(alike) @ counts))
+    common = groups[chosen]
+    others = [number for number, group in enumerate(groups) if counts[number] and not group.is_alike(common)]
+    for number in others:
+        ratio = groups[number].pixel_size / common.pixel_size
+        if not 1 / LARGEST_RATIO <= ratio <= LARGEST_RATIO:
+            raise InputError("optics groups differ too much in pixel size", file=particles.path,
+                             item=f"{common.name} and {groups[number].name}",
+                             value=(common.pixel_size, groups[number].pixel_size),
+                             rule=f"within a factor of {LARGEST_RATIO:g}", remedy="correct the optics table, or refine "
+                             "the groups separately")  # fmt: skip
+    if others:
+        names = ", ".join(groups[number].name for number in others[:3]) + (" ..." if len(others) > 3 else "")
+        notes.append(
+            f"{particles.path}: {counts[others].sum()} particles of other optics groups ({names}) are brought to "
+            f"{common.box} px of {common.pixel_size:g} A, which most have"
+        )
+    return chosen
 
 
 def add_optics_table(
@@ -254,20 +291,16 @@ def _checked(
 
 
 def _note_ignored(particles: StarTable, notes: list[str]) -> None:
-    """Name the terms of the image formation that are in the file and not in the model; their columns are kept."""
-    tables, ignored = [particles], []
-    if "optics" in particles.star:
-        tables.append(particles.star.table("optics"))
-        # RELION 3.1 and later read these from the optics table alone.
-        ignored = [column for column in (*BEAM_TILT, ODD, EVEN)
-                   if column in particles and any(_has_nonzero(text) for text in set(particles.strings(column)))]
-    for table in tables:
-        if all(column in table for column in MAGNIFICATION):
-            matrices = np.stack([table.floats(column) for column in MAGNIFICATION], axis=1)
-            if np.abs(matrices - [1, 0, 0, 1]).max(initial=0) > 1e-5:
-                ignored.append("rlnMagMat")
+    """Name what RELION 3.1 and later read from the optics table alone, where it is in the particles; it is kept."""
+    if "optics" not in particles.star:
+        return
+    terms = [name for name in (*BEAM_TILT, ODD, EVEN) if name in particles]
+    ignored = [name for name in terms if any(_has_nonzero(text) for text in set(particles.strings(name)))]
+    if all(name in particles for name in MAGNIFICATION):
+        matrices = np.stack([particles.floats(name) for name in MAGNIFICATION], axis=1)
+        ignored += ["rlnMagMat"] * int(np.abs(matrices - IDENTITY).max(initial=0) > 1e-5)
     if ignored:
-        notes.append(f"{particles.path}: not modelled and therefore ignored: {', '.join(sorted(set(ignored)))}")
+        notes.append(f"{particles.path}: not in the optics table and therefore ignored: {', '.join(sorted(ignored))}")
 
 
 def _has_nonzero(text: str) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Columns of an optics table that say more of a group than its CTF: aberrations, and what was done to its images."""
+"""Columns of an optics table beside those of the CTF: aberrations, magnification, and what was done to the images."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from sparsecv.engine.physics.aberrations import LARGEST_ORDER, even_order, odd_o
 BEAM_TILT = ("rlnBeamTiltX", "rlnBeamTiltY")
 ODD, EVEN = "rlnOddZernike", "rlnEvenZernike"
 FLIPPED, PREMULTIPLIED = "rlnCtfDataArePhaseFlipped", "rlnCtfDataAreCtfPremultiplied"
+MAGNIFICATION = ("rlnMagMat00", "rlnMagMat01", "rlnMagMat10", "rlnMagMat11")
+IDENTITY = (1.0, 0.0, 0.0, 1.0)
+LARGEST_DISTORTION = 0.2  # of an element from that of the identity; real ones are a few per cent
 LARGEST_TILT = 100.0  # mrad
 LARGEST_COEFFICIENT = 1e9  # rad A^n: beyond it a phase is no longer exact in double precision
 REMEDY = "correct the STAR file"
@@ -24,6 +27,7 @@ def read_terms(table: StarTable) -> list[dict[str, Any]]:
     count = len(table)
     tilts = beam_tilts(table)
     odd, even = (_vectors(table, name, order) for name, order in ((ODD, odd_order), (EVEN, even_order)))
+    matrices = _magnifications(table)
     flipped, premultiplied = (_flags(table, name) for name in (FLIPPED, PREMULTIPLIED))
     both = flipped & premultiplied
     if both.any():
@@ -31,9 +35,24 @@ def read_terms(table: StarTable) -> list[dict[str, Any]]:
                           int(np.argmax(both)), rule="one of the two", remedy="extract the particles again")
     return [
         {"beam_tilt": (float(tilts[row, 0]), float(tilts[row, 1])), "odd": odd[row], "even": even[row],
+         "magnification": matrices[row],
          "is_flipped": bool(flipped[row]), "is_premultiplied": bool(premultiplied[row])}
         for row in range(count)
     ]  # fmt: skip
+
+
+def _magnifications(table: StarTable) -> list[tuple[float, ...]]:
+    """Return the matrix of each row, row by row; the identity where its elements are not all given, or nearly so."""
+    if not all(column in table for column in MAGNIFICATION):
+        return [IDENTITY] * len(table)
+    matrices = np.stack([table.floats(column) for column in MAGNIFICATION], axis=1)
+    wrong = np.abs(matrices - IDENTITY) > LARGEST_DISTORTION
+    if wrong.any():
+        row, element = (int(place[0]) for place in np.nonzero(wrong))
+        raise table.error("no anisotropic magnification", MAGNIFICATION[element], row, remedy=REMEDY,
+                          rule=f"within {LARGEST_DISTORTION:g} of the identity")
+    matrices[np.abs(matrices - IDENTITY).max(axis=1) <= 1e-5] = IDENTITY
+    return [tuple(row) for row in matrices.tolist()]
 
 
 def _flags(table: StarTable, column: str) -> NDArray[np.bool_]:

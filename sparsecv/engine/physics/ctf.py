@@ -51,6 +51,8 @@ class CtfParameters:
         Even aberrations: coefficients of monomials of the frequency, radians, shape (n, E); None where there are none.
     is_flipped, is_premultiplied
         Whether phases of the images were flipped, or images were multiplied by their CTF; None where none were.
+    limit
+        Frequency in 1/A beyond which images hold nothing: the CTF is 0 there. None where all reach as far as they do.
     """
 
     defocus_u: np.ndarray
@@ -65,6 +67,7 @@ class CtfParameters:
     even: np.ndarray | None = None
     is_flipped: np.ndarray | None = None
     is_premultiplied: np.ndarray | None = None
+    limit: np.ndarray | None = None
 
     def __getitem__(self, index: Any) -> CtfParameters:
         values = ((name, getattr(self, name)) for name in self.__dataclass_fields__)
@@ -157,6 +160,8 @@ def ctf(
     if p.is_premultiplied is not None:
         left = value * xp.minimum(xp.abs(value) / xp.float32(LEAST_DIVISOR), xp.float32(1))
         value = xp.where(xp.asarray(p.is_premultiplied)[:, None], left, value)
+    if p.limit is not None:
+        value = value * (powers[0] + powers[2] <= xp.asarray(p.limit**2)[:, None])
     return value
 
 

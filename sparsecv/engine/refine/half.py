@@ -128,8 +128,15 @@ class Particles:
         masked, unmasked = transform_images(ops, scaled, centre, self.circle, self.disc)
         ctf = ctf_images(ops, self.parameters[index], scale, self.disc, self.geometry.pixel_size,
                          intact_first_peak=self.intact_first_peak)
-        inverse = shell_table(ops, 1 / noise, self.table.optics_index[index], self.disc)
+        inverse = shell_table(ops, 1 / self.known(noise), self.table.optics_index[index], self.disc)
         return ImageBatch(index, centre, masked, unmasked, ctf, inverse)
+
+    def known(self, noise: np.ndarray) -> np.ndarray:
+        """Noise spectra (optics groups, shells), infinite where the images of a group hold nothing."""
+        shells = self.table.known_shells
+        if shells.min() >= self.disc.last:
+            return noise
+        return np.where(np.arange(noise.shape[1]) > shells[:, None], np.inf, noise)
 
     def batch_size(self, plan: SearchPlan | None, orientations: int) -> int:
         """Images per batch for the memory allowed."""
@@ -269,7 +276,7 @@ def expectation_maximisation(
     size = particles.batch_size(search.plan, 0 if search.bank is None else len(search.bank.cells))
     precision = FULL
     if search.bank is not None:
-        power = search.bank.signal_power(ops, half.noise, half.scale)
+        power = search.bank.signal_power(ops, particles.known(half.noise), half.scale)
         precision = choose_precision(ops, particles.precision, power)
         particles.tell_once(precision.reason)
     sums, done = [], 0
