@@ -11,7 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecv.engine.errors import InputError
-from sparsecv.engine.io.optics_terms import BEAM_TILT, EVEN, IDENTITY, MAGNIFICATION, ODD, beam_tilts, read_terms
+from sparsecv.engine.io.optics_terms import (
+    BEAM_TILT,
+    EVEN,
+    FLIPPED,
+    IDENTITY,
+    MAGNIFICATION,
+    ODD,
+    PREMULTIPLIED,
+    beam_tilts,
+    read_terms,
+)
 from sparsecv.engine.io.star import StarFile, StarTable
 from sparsecv.engine.physics.aberrations import even_polynomial, odd_polynomial
 from sparsecv.engine.physics.ctf import wavelength
@@ -82,6 +92,12 @@ class OpticsGroup:
     def matrix(self) -> NDArray[np.float64]:
         """M, (2, 2)."""
         return np.reshape(np.array(self.magnification), (2, 2))
+
+    def unusual(self) -> list[str]:
+        """Columns by which its images differ from those of one CTF each, recorded by an ideal lens."""
+        terms = {"rlnBeamTiltX, rlnBeamTiltY": any(self.beam_tilt), ODD: bool(self.odd), EVEN: bool(self.even),
+                 "rlnMagMat": self.is_distorted, FLIPPED: self.is_flipped, PREMULTIPLIED: self.is_premultiplied}
+        return [name for name, is_there in terms.items() if is_there]
 
     def is_alike(self, other: OpticsGroup) -> bool:
         """Whether both have one pixel size and box."""

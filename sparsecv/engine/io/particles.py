@@ -200,6 +200,11 @@ class ParticleTable:
         return np.array([known_shell(group, self.box, self.pixel_size) for group in self.optics])
 
     @property
+    def image_shifts(self) -> NDArray[np.float64]:
+        """RELION's origins in A, (n, 2), of the images as they are in the files."""
+        return _turned(self.shifts, self.optics, self.optics_index, back=True)
+
+    @property
     def has_poses(self) -> bool:
         """Whether the file holds orientations."""
         return self.angles is not None
