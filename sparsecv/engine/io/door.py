@@ -38,14 +38,12 @@ class Undistortion:
         M, (2, 2).
     box
         Of the images.
-    kx, ky
-        Integer frequencies of the half transform, raveled, (J,).
     """
 
-    def __init__(self, matrix: NDArray[np.float64], box: int, kx: NDArray[np.float64], ky: NDArray[np.float64]) -> None:
-        x, y = np.linalg.inv(matrix) @ np.stack([kx, ky])
+    def __init__(self, matrix: NDArray[np.float64], box: int) -> None:
+        x, y = np.linalg.inv(matrix) @ np.stack(_half_plane(box))
         self._known = np.maximum(np.abs(x), np.abs(y)) < box / 2
-        self._box, self._count = box, len(kx)
+        self._box, self._count = box, len(x)
         self._plan = finufft.Plan(2, (box, box), eps=TOLERANCE, isign=-1, dtype="complex64", nthreads=1)
         self._plan.setpts(*(np.float32(2 * np.pi / box) * k[self._known].astype(np.float32) for k in (y, x)))
         self._lock = threading.Lock()  # a plan has memory of its own to work in
@@ -69,10 +67,8 @@ class Door:
         The group; its box is known.
     box, pixel_size
         Of the images that come out; pixels and A.
-    kx, ky
-        Integer frequencies of the half transform of the group's images, raveled, (J,).
     phase
-        exp(-i odd) there, complex64, shape (box, box // 2 + 1) of the group, or None.
+        exp(-i odd) at the pixels of a half transform, complex64, shape (box, box // 2 + 1) of the group, or None.
     undistortion
         Of anisotropic magnification, or None.
     """
@@ -80,8 +76,6 @@ class Door:
     group: OpticsGroup
     box: int
     pixel_size: float
-    kx: NDArray[np.float64]
-    ky: NDArray[np.float64]
     phase: NDArray[np.complex64] | None
     undistortion: Any = field(default=None)
 
@@ -101,34 +95,45 @@ class Door:
 
     def _filtered(self, images: NDArray[np.float32], parameters: CtfParameters) -> NDArray[np.float32]:
         """All that is done at the group's own pixel size."""
-        if self.undistortion is not None:
-            transforms = self.undistortion(images)
-        else:
-            transforms = scipy.fft.rfft2(np.fft.ifftshift(images, axes=(1, 2)))
+        # Phases about the centre or about pixel 0: what they are multiplied by here commutes with a shift.
+        transforms = scipy.fft.rfft2(images) if self.undistortion is None else self.undistortion(images)
         if self.phase is not None:
             transforms *= self.phase
         if self.group.is_premultiplied:
-            values = ctf(parameters, self.kx, self.ky, self.group.box, self.group.pixel_size)
+            values = ctf(parameters, *_half_plane(self.group.box), self.group.box, self.group.pixel_size)
             transforms = unmultiplied(transforms, values.reshape(transforms.shape))
-        found = scipy.fft.irfft2(transforms, s=images.shape[1:], overwrite_x=True)
-        return np.fft.fftshift(found, axes=(1, 2))
+        found: NDArray[np.float32] = scipy.fft.irfft2(transforms, s=images.shape[1:], overwrite_x=True)
+        return found if self.undistortion is None else np.fft.fftshift(found, axes=(1, 2))
 
 
-@lru_cache(maxsize=64)
+# Hundreds of optics groups, one for each shift of the beam, are usual: what they share is kept apart.
+@lru_cache(maxsize=256)
 def door_of(group: OpticsGroup, box: int, pixel_size: float) -> Door | None:
     """The door of an optics group to images of a box and a pixel size in A; None where they pass as they are."""
     odd, own = group.odd_polynomial(), group.box
     is_alike = own == box and abs(group.pixel_size / pixel_size - 1) <= 1e-4
     if is_alike and not odd.any() and not group.is_premultiplied and not group.is_distorted:
         return None
-    ky, kx = (k.ravel() for k in np.meshgrid(np.fft.fftfreq(own, 1 / own), np.arange(own // 2 + 1.0), indexing="ij"))
     phase = None
     if odd.any():
-        side = own * group.pixel_size
-        angle = odd @ monomials(kx / side, ky / side, len(odd), odd=True)
-        phase = np.exp(-1j * angle).astype(np.complex64).reshape(own, own // 2 + 1)
-    undistortion = Undistortion(group.matrix, own, kx, ky) if group.is_distorted else None
-    return Door(group, box, group.pixel_size if is_alike else pixel_size, kx, ky, phase, undistortion)
+        angle = odd @ _odd_monomials(own, group.pixel_size, len(odd))
+        phase = np.exp(-1j * angle.astype(np.complex64)).reshape(own, own // 2 + 1)
+    undistortion = Undistortion(group.matrix, own) if group.is_distorted else None
+    return Door(group, box, group.pixel_size if is_alike else pixel_size, phase, undistortion)
+
+
+@lru_cache(maxsize=4)
+def _half_plane(box: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Integer frequencies (kx, ky) of a half transform, raveled, (J,) each."""
+    ky, kx = np.meshgrid(np.fft.fftfreq(box, 1 / box), np.arange(box // 2 + 1.0), indexing="ij")
+    return kx.ravel(), ky.ravel()
+
+
+@lru_cache(maxsize=4)
+def _odd_monomials(box: int, pixel_size: float, count: int) -> NDArray[np.float64]:
+    """Odd monomials of the frequencies in 1/A of a half transform, (count, J)."""
+    kx, ky = _half_plane(box)
+    return monomials(kx / (box * pixel_size), ky / (box * pixel_size), count, odd=True)
 
 
 def known_shell(group: OpticsGroup, box: int, pixel_size: float) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -109,9 +110,10 @@ class OpticsGroup:
 
     def even_polynomial(self) -> NDArray[np.float64]:
         """Phase of the CTF by even aberrations, (E,), empty for none."""
-        return even_polynomial(self.even)
+        return _even_polynomial(self.even)
 
 
+_even_polynomial = lru_cache(maxsize=4096)(even_polynomial)  # asked for with every batch
 Membership = tuple[tuple[OpticsGroup, ...], NDArray[np.int32]]  # groups, and which one each particle belongs to
 
 
