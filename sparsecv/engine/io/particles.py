@@ -304,11 +304,12 @@ class ParticleTable:
             raw = self.readers[stack].read(self.image_index[index[members]])
             good[members] = _extent(raw)[2]
             raw[~good[members]] = 0
-            for number in np.unique(groups[members]).tolist():
+            numbers = np.unique(groups[members]).tolist()
+            for number in numbers:
                 door = door_of(self.optics[number], self.box, self.pixel_size)
                 own = groups[members] == number
-                rows = members[own]
-                images[rows] = raw[own] if door is None else door(raw[own], self._recorded_ctf(index[rows]))
+                rows, part = members[own], raw if len(numbers) == 1 else raw[own]
+                images[rows] = part if door is None else door(part, self._recorded_ctf(index[rows]))
         return images, good
 
     def image_faults(self, which: ArrayLike) -> list[str]:
