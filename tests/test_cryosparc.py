@@ -234,3 +234,13 @@ def test_relion_keeps_the_uid(tmp_path):
     table, _ = cs_of_star(tmp_path / "a.star")
     expected = [str(uid) for uid in table["uid"][table["ctf/df1_A"] >= 15000].tolist()]
     assert kept.strings(UID) == expected
+
+
+def test_what_a_star_file_knows_of_optics_and_a_cs_file_does_not_is_said(tmp_path):
+    random_star(tmp_path / "a.star")
+    star = StarFile.read(tmp_path / "a.star")
+    star.table("optics").set("rlnBeamTiltX", [0.0, 0.1])
+    star.table("optics").set("rlnEvenZernike", ["[0,0,1]", "[0,0,0]"])
+    star.write(tmp_path / "a.star")
+    _, notes = cs_of_star(tmp_path / "a.star")
+    assert notes == [f"{tmp_path / 'a.star'}: not carried over: rlnBeamTiltX, rlnBeamTiltY, rlnEvenZernike"]

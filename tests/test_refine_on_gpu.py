@@ -126,12 +126,16 @@ def test_reconstruction_is_that_of_the_cpu(
 def test_ctf_with_envelope_and_scale(data: tuple[str, SimulatedFiles], gpu: None) -> None:
     """What the simulated particles do not have."""
     plain, disc, kernels = ParticleTable.read(data[1].truth).ctf_parameters(), make_disc(BOX), ops("gpu")
-    parameters = replace(plain, bfactor=plain.bfactor + 40, scale=plain.scale * 1.2)
-    terms = (parameters, disc.kx, disc.ky, BOX, PIXEL_SIZE)
-    for intact in (False, True):
-        found = kernels.to_host(ctf(*terms, intact_first_peak=intact, xp=kernels.xp))
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found, ctf(*terms, intact_first_peak=intact), rtol=0, atol=2e-6)
+    enveloped = replace(plain, bfactor=plain.bfactor + 40, scale=plain.scale * 1.2)
+    third = np.arange(PARTICLES) % 3
+    unlike = replace(enveloped, even=np.outer(third, [0.3, 20.0, -10.0, 30.0]), is_flipped=third == 1,
+                     is_premultiplied=third == 2, limit=np.where(third == 0, 0.05, 0.07))  # fmt: skip
+    for parameters in (enveloped, unlike):
+        terms = (parameters, disc.kx, disc.ky, BOX, PIXEL_SIZE)
+        for intact in (False, True):
+            found = kernels.to_host(ctf(*terms, intact_first_peak=intact, xp=kernels.xp))
+            assert found.dtype == np.float32
+            np.testing.assert_allclose(found, ctf(*terms, intact_first_peak=intact), rtol=0, atol=2e-6)
 
 
 def test_a_gpu_is_taken_where_there_is_one(gpu: None) -> None:

@@ -456,13 +456,16 @@ refused(
     "0 < pixel size",
 )
 refused("metadata", "optics table missing", _without_optics, "no pixel size")
-refused("metadata", "optics groups of different box", _optics_groups(2, rlnImageSize=[16, 20]), "differ in box")
+refused("metadata", "optics group of another box than its images", _optics_groups(2, rlnImageSize=[16, 20]),
+        "the box is 20 pixels by the optics group's rlnImageSize")  # fmt: skip
 refused(
     "metadata",
-    "optics groups of different pixel size",
-    _optics_groups(2, rlnImagePixelSize=[4.0, 4.1]),
-    "differ in pixel size",
+    "optics groups of very different pixel size",
+    _optics_groups(2, rlnImagePixelSize=[4.0, 17.0]),
+    "differ too much in pixel size",
 )
+accepted("metadata", "optics groups of different pixel size", _optics_groups(2, rlnImagePixelSize=[4.0, 4.1]),
+         "are brought to 16 px of 4 A")  # fmt: skip
 refused("metadata", "optics group twice", _optics_groups(2, rlnOpticsGroup=[1, 1]), "occurs twice")
 refused("metadata", "optics group that is not there", _row("rlnOpticsGroup", 9), "row 7", "no such optics group")
 accepted("metadata", "two optics groups", _optics_groups(2))
@@ -481,13 +484,21 @@ for _column, _value, _words in (
     ("rlnImagePixelSize", -4.0, "0 < pixel size"), ("rlnImagePixelSize", "inf", "a finite number"),
     ("rlnSphericalAberration", -1.0, "0 to 100 mm"), ("rlnAmplitudeContrast", 2.0, "0 to 1"),
     ("rlnImageSize", -16, "the box is -16"), ("rlnImageSize", "big", "a number"),
-    ("rlnImageDimensionality", 3, "not two-dimensional"), ("rlnCtfDataAreCtfPremultiplied", 1, "premultiplied"),
-    ("rlnCtfDataArePhaseFlipped", 1, "phase-flipped"), ("rlnMicrographOriginalPixelSize", "abc", "a number"),
+    ("rlnImageDimensionality", 3, "not two-dimensional"), ("rlnCtfDataAreCtfPremultiplied", "yes", "a number"),
+    ("rlnCtfDataArePhaseFlipped", 0.5, "a whole number"), ("rlnMicrographOriginalPixelSize", "abc", "a number"),
     ("rlnMicrographOriginalPixelSize", 0.0, "0 < pixel size"),
 ):  # fmt: skip
     refused("metadata", f"{_column} {_value}", _group(_column, _value), _words)
-for _column, _value in (("rlnBeamTiltX", 0.5), ("rlnOddZernike", "[0,1]")):
-    accepted("metadata", f"{_column} {_value}", _group(_column, _value), "not modelled and therefore ignored", _column)
+for _column, _value in (("rlnBeamTiltX", 0.5), ("rlnOddZernike", "[0,1]"), ("rlnEvenZernike", "[0,0,1]"),
+                        ("rlnCtfDataAreCtfPremultiplied", 1), ("rlnCtfDataArePhaseFlipped", 1)):  # fmt: skip
+    accepted("metadata", f"{_column} {_value}", _group(_column, _value))
+for _column, _value, _words in (
+    ("rlnBeamTiltX", 1e6, "mrad, at most 100"), ("rlnBeamTiltY", "nan", "a finite number"),
+    ("rlnOddZernike", "[0,inf]", "not a vector of numbers"), ("rlnEvenZernike", "abc", "not a vector of numbers"),
+    ("rlnCtfDataAreCtfPremultiplied", 1e300, "a whole number"),
+    ("rlnOddZernike", "[" + "1," * 1000 + "1]", "too many Zernike coefficients"),
+):  # fmt: skip
+    refused("metadata", f"{_column} {_value}"[:40], _group(_column, _value), f"row 1, column {_column}", _words)
 for _column, _value, _words in (
     ("rlnPhaseShift", 1e30, "out of range"), ("rlnCtfBfactor", -1e30, "out of range"),
     ("rlnCtfScalefactor", 1e30, "out of range"), ("rlnAngleRot", 1e30, "out of range"),

@@ -83,9 +83,10 @@ def check_stacks(
     image_index: NDArray[np.int64],
     table: StarTable,
     optics: tuple[OpticsGroup, ...],
+    optics_index: NDArray[np.int32],
     notes: list[str],
 ) -> tuple[OpticsGroup, ...]:
-    """Compare headers with the table; return the optics groups with their box filled in."""
+    """Compare headers with the table; return the optics groups with their boxes filled in."""
     counts = np.array([reader.count for reader in readers])
     beyond = image_index >= counts[stack_index]
     if beyond.any():
@@ -93,33 +94,40 @@ def check_stacks(
         count = counts[stack_index[row]]
         raise table.error("the stack has no such image", IMAGE_NAME, row, rule=f"{count} images are in it",
                           remedy="give the stack that the particles were extracted to")
-    box = optics[0].box or readers[0].box
-    for number, reader in enumerate(readers):
-        if reader.box != box:
-            row = int(np.argmax(stack_index == number))
-            source = "the optics group's rlnImageSize" if optics[0].box else str(readers[0].path)
-            raise table.error(
-                f"images of {reader.box} pixels",
-                IMAGE_NAME,
-                row,
-                rule=f"the box is {box} pixels by {source}",
-                remedy="extract all particles with one box",
-            )
-    if box < SMALLEST_BOX:
-        raise InputError("box too small", file=table.path, value=box, rule=f"at least {SMALLEST_BOX} pixels",
-                         remedy="extract the particles in a larger box, or binned less")
+    of_stack = np.array([reader.box for reader in readers])
+    used, first_row = np.unique(optics_index, return_index=True)
+    boxes = np.array([group.box for group in optics])
+    source = np.array(["the optics group's rlnImageSize"] * len(optics), dtype=object)
+    for number, row in zip(used.tolist(), first_row.tolist(), strict=True):
+        if not boxes[number]:
+            boxes[number], source[number] = of_stack[stack_index[row]], str(readers[stack_index[row]].path)
+    wrong = of_stack[stack_index] != boxes[optics_index]
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise table.error(
+            f"images of {of_stack[stack_index[row]]} pixels",
+            IMAGE_NAME,
+            row,
+            rule=f"the box is {boxes[optics_index[row]]} pixels by {source[optics_index[row]]}",
+            remedy="extract all particles of an optics group with one box",
+        )
+    if boxes[used].min() < SMALLEST_BOX:
+        raise InputError("box too small", file=table.path, value=int(boxes[used].min()),
+                         rule=f"at least {SMALLEST_BOX} pixels",
+                         remedy="extract the particles in a larger box, or binned less")  # fmt: skip
     sizes = np.array([reader.pixel_size for reader in readers])
-    expected = optics[0].pixel_size
+    first_in_stack = np.unique(stack_index, return_index=True)[1]
+    expected = np.array([group.pixel_size for group in optics])[optics_index[first_in_stack]]
     # 1.0 is what RELION and others write when they mean nothing by it
     odd = (sizes > 0) & (sizes != 1.0) & (np.abs(sizes - expected) > PIXEL_SIZE_TOLERANCE * expected)
     if odd.any():
-        first = readers[int(np.argmax(odd))]
+        first = int(np.argmax(odd))
         notes.append(
-            f"{table.path}: {int(odd.sum())} stacks have another pixel size in their header (first: {first.path}, "
-            f"{first.pixel_size:.4g} A) than the STAR file ({expected:.4g} A), which is used"
+            f"{table.path}: {int(odd.sum())} stacks have another pixel size in their header (first: "
+            f"{readers[first].path}, {sizes[first]:.4g} A) than the STAR file ({expected[first]:.4g} A), which is used"
         )
     notes.extend(warning for reader in readers for warning in reader.warnings)
-    return tuple(replace(group, box=box) for group in optics)
+    return tuple(replace(group, box=int(box) or int(boxes[used[0]])) for group, box in zip(optics, boxes, strict=True))
 
 
 def check_duplicates(
@@ -218,16 +226,25 @@ def read_angles(table: StarTable) -> NDArray[np.float64] | None:
     return angles if angles.any() else None
 
 
-def read_shifts(table: StarTable, group: OpticsGroup) -> NDArray[np.float64]:
+def read_shifts(
+    table: StarTable, groups: tuple[OpticsGroup, ...], index: NDArray[np.int32]
+) -> NDArray[np.float64]:
     """Return the origins (x, y) in A, (n, 2), from those in A or RELION 3.0's in pixels; 0 where there are none.
 
-    One that is larger than the box, of which the group of optics tells pixel size and side, leads out of the image.
+    One that is larger than the box, of which a particle's group of optics tells pixel size and side, leads out of the
+    image.
     """
-    for columns, factor in ((SHIFTS, 1.0), (OLD_SHIFTS, group.pixel_size)):
+    pixel_size = np.array([group.pixel_size for group in groups])[index]
+    side = np.array([(group.box or LARGEST_BOX) * group.pixel_size for group in groups])[index]
+    for columns, factor, unit in ((SHIFTS, np.ones_like(side), "A"), (OLD_SHIFTS, pixel_size, "pixels")):
         if all(column in table for column in columns):
-            side = (group.box or LARGEST_BOX) * group.pixel_size / factor
-            rule = f"within the box, {side:g} {'A' if factor == 1 else 'pixels'}"
-            return np.stack([_within(table, name, table.floats(name), side, rule) for name in columns], axis=1) * factor
+            shifts = np.stack([table.floats(name) * factor for name in columns], axis=1)
+            wrong = np.abs(shifts) > side[:, None]
+            if wrong.any():
+                column, row = (int(place[0]) for place in np.nonzero(wrong.T))
+                raise table.error("out of range", columns[column], row, remedy="correct or remove the row",
+                                  rule=f"within the box, {side[row] / factor[row]:g} {unit}")
+            return shifts
     return np.zeros((len(table), 2))
 
 

@@ -359,6 +359,9 @@ def cs_of_star(path: str | Path, original: NDArray[Any] | None = None) -> tuple[
                  for entry in wanted if entry[0] not in _names(found)]  # fmt: skip
         found = _with_fields(found, added)
     _fill(found, table)
+    unusual = sorted({name for group in table.optics for name in group.unusual()})
+    if unusual:
+        notes.append(f"{path}: not carried over: {', '.join(unusual)}")
     if not table.has_poses:
         notes.append(f"{path}: the particles have no poses: no alignments3D")
     elif not table.halves.any():
@@ -454,7 +457,7 @@ def _fill(found: NDArray[Any], table: ParticleTable) -> None:
         found["alignments3D/pose"] = Rotation.from_matrix(back).as_rotvec()
         pixel = found["blob/psize_A"].astype(np.float64)
         found["alignments3D/psize_A"] = pixel
-        found["alignments3D/shift"] = table.shifts / pixel[:, None]
+        found["alignments3D/shift"] = table.image_shifts / pixel[:, None]
         found["alignments3D/split"] = np.maximum(table.halves.astype(np.int64) - 1, 0)
 
 

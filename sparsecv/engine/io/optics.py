@@ -5,17 +5,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparsecv.engine.errors import InputError
+from sparsecv.engine.io.optics_terms import (
+    BEAM_TILT,
+    EVEN,
+    FLIPPED,
+    IDENTITY,
+    MAGNIFICATION,
+    ODD,
+    PREMULTIPLIED,
+    beam_tilts,
+    read_terms,
+)
 from sparsecv.engine.io.star import StarFile, StarTable
+from sparsecv.engine.physics.aberrations import even_polynomial, odd_polynomial
+from sparsecv.engine.physics.ctf import wavelength
 
 USUAL_AMPLITUDE_CONTRAST = 0.1
-ABERRATIONS = ("rlnBeamTiltX", "rlnBeamTiltY", "rlnOddZernike", "rlnEvenZernike")
-MAGNIFICATION = ("rlnMagMat00", "rlnMagMat01", "rlnMagMat10", "rlnMagMat11")
+LARGEST_RATIO = 4.0  # of pixel sizes: coarser images would have next to nothing to say
 OLD_COLUMNS = (
     "rlnMagnification",
     "rlnDetectorPixelSize",
@@ -24,6 +37,7 @@ OLD_COLUMNS = (
     "rlnVoltage",
     "rlnSphericalAberration",
     "rlnAmplitudeContrast",
+    *BEAM_TILT,
 )
 
 
@@ -45,6 +59,14 @@ class OpticsGroup:
         Fraction, 0 to 1.
     mtf
         File of the detector's modulation transfer function, as written, or None.
+    beam_tilt
+        (x, y), mrad.
+    odd, even
+        RELION's Zernike coefficients of the odd and even aberrations, without zeros at the end.
+    magnification
+        RELION's matrix of anisotropic magnification M, row by row: frequency k of an image is M k of the particle.
+    is_flipped, is_premultiplied
+        Whether phases of the images were flipped, or images were multiplied by their CTF.
     """
 
     name: str
@@ -55,8 +77,43 @@ class OpticsGroup:
     cs_mm: float
     amplitude_contrast: float
     mtf: str | None = None
+    beam_tilt: tuple[float, float] = (0.0, 0.0)
+    odd: tuple[float, ...] = ()
+    even: tuple[float, ...] = ()
+    magnification: tuple[float, ...] = IDENTITY
+    is_flipped: bool = False
+    is_premultiplied: bool = False
+
+    @property
+    def is_distorted(self) -> bool:
+        """Whether the magnification is anisotropic."""
+        return self.magnification != IDENTITY
+
+    @property
+    def matrix(self) -> NDArray[np.float64]:
+        """M, (2, 2)."""
+        return np.reshape(np.array(self.magnification), (2, 2))
+
+    def unusual(self) -> list[str]:
+        """Columns by which its images differ from those of one CTF each, recorded by an ideal lens."""
+        terms = {"rlnBeamTiltX, rlnBeamTiltY": any(self.beam_tilt), ODD: bool(self.odd), EVEN: bool(self.even),
+                 "rlnMagMat": self.is_distorted, FLIPPED: self.is_flipped, PREMULTIPLIED: self.is_premultiplied}
+        return [name for name, is_there in terms.items() if is_there]
+
+    def is_alike(self, other: OpticsGroup) -> bool:
+        """Whether both have one pixel size and box."""
+        return self.box == other.box and abs(self.pixel_size / other.pixel_size - 1) <= 1e-4
+
+    def odd_polynomial(self) -> NDArray[np.float64]:
+        """Phase of the images by odd aberrations and beam tilt, (O,), empty for none: :mod:`..physics.aberrations`."""
+        return odd_polynomial(self.odd, self.beam_tilt, self.cs_mm, float(wavelength(np.array(self.voltage_kv))))
+
+    def even_polynomial(self) -> NDArray[np.float64]:
+        """Phase of the CTF by even aberrations, (E,), empty for none."""
+        return _even_polynomial(self.even)
 
 
+_even_polynomial = lru_cache(maxsize=4096)(even_polynomial)  # asked for with every batch
 Membership = tuple[tuple[OpticsGroup, ...], NDArray[np.int32]]  # groups, and which one each particle belongs to
 
 
@@ -75,27 +132,47 @@ def read_optics(star: StarFile, particles: StarTable, notes: list[str]) -> Membe
     Raises
     ------
     InputError
-        A column is missing or out of range, a particle names a group that does not exist, images are premultiplied by
-        their CTF, phase-flipped or three-dimensional, or groups differ in pixel size or box.
+        A column is missing or out of range, a particle names a group that does not exist, images are three-dimensional,
+        or both phase-flipped and multiplied by their CTF.
     """
     if "optics" in star:
         groups, index = _optics_table(star.table("optics"), particles, notes)
     else:
         groups, index = _optics_of_old_file(particles, notes)
-    first = groups[0]
-    for group in groups[1:]:
-        for what, own, other in (("pixel size", group.pixel_size, first.pixel_size), ("box", group.box, first.box)):
-            if abs(own - other) > 1e-4 * max(own, other):
-                raise InputError(
-                    f"optics groups differ in {what}",
-                    file=star.path,
-                    item=f"{first.name} and {group.name}",
-                    value=(other, own),
-                    rule="all groups of a refinement share one pixel size and box",
-                    remedy="extract or rescale the particles of one group to those of the other",
-                )
     _note_ignored(particles, notes)
     return groups, index
+
+
+def common_group(
+    groups: tuple[OpticsGroup, ...], index: NDArray[np.int32], particles: StarTable, notes: list[str]
+) -> int:
+    """Return the group whose pixel size and box all images are brought to: the first of those that most particles have.
+
+    Raises
+    ------
+    InputError
+        Where pixel sizes differ by more than a factor of 4.
+    """
+    counts = np.bincount(index, minlength=len(groups))
+    alike = [[group.is_alike(other) for other in groups] for group in groups]
+    chosen = int(np.argmax(np.array(alike) @ counts))
+    common = groups[chosen]
+    others = [number for number, group in enumerate(groups) if counts[number] and not group.is_alike(common)]
+    for number in others:
+        ratio = groups[number].pixel_size / common.pixel_size
+        if not 1 / LARGEST_RATIO <= ratio <= LARGEST_RATIO:
+            raise InputError("optics groups differ too much in pixel size", file=particles.path,
+                             item=f"{common.name} and {groups[number].name}",
+                             value=(common.pixel_size, groups[number].pixel_size),
+                             rule=f"within a factor of {LARGEST_RATIO:g}", remedy="correct the optics table, or refine "
+                             "the groups separately")  # fmt: skip
+    if others:
+        names = ", ".join(groups[number].name for number in others[:3]) + (" ..." if len(others) > 3 else "")
+        notes.append(
+            f"{particles.path}: {counts[others].sum()} particles of other optics groups ({names}) are brought to "
+            f"{common.box} px of {common.pixel_size:g} A, which most have"
+        )
+    return chosen
 
 
 def add_optics_table(
@@ -111,6 +188,8 @@ def add_optics_table(
         "rlnImagePixelSize": [group.pixel_size for group in groups],
         "rlnImageDimensionality": [2 for _ in groups],
     }
+    if any(any(group.beam_tilt) for group in groups):
+        columns |= {name: [group.beam_tilt[axis] for group in groups] for axis, name in enumerate(BEAM_TILT)}
     if all(group.box for group in groups):
         columns["rlnImageSize"] = [group.box for group in groups]
     particles.set("rlnOpticsGroup", np.array([group.number for group in groups])[index])
@@ -120,13 +199,6 @@ def add_optics_table(
 
 
 def _optics_table(table: StarTable, particles: StarTable, notes: list[str]) -> Membership:
-    for column, why in (
-        ("rlnCtfDataAreCtfPremultiplied", "images premultiplied by their CTF are not supported"),
-        ("rlnCtfDataArePhaseFlipped", "phase-flipped images are not supported"),
-    ):
-        if column in table and table.integers(column).any():
-            row = int(np.argmax(table.integers(column) != 0))
-            raise table.error(why, column, row, rule="images as recorded", remedy="extract the particles without it")
     if "rlnImageDimensionality" in table and (table.integers("rlnImageDimensionality") != 2).any():
         row = int(np.argmax(table.integers("rlnImageDimensionality") != 2))
         rule = "2: subtomograms are not refined"
@@ -146,10 +218,11 @@ def _optics_table(table: StarTable, particles: StarTable, notes: list[str]) -> M
     names = table.strings("rlnOpticsGroupName") if named else [f"opticsGroup{number}" for number in numbers]
     boxes = table.integers("rlnImageSize") if "rlnImageSize" in table else np.zeros(count, dtype=np.int64)
     mtfs = table.strings("rlnMtfFileName") if "rlnMtfFileName" in table else [""] * count
-    columns = zip(names, numbers.tolist(), boxes.tolist(), mtfs, *(field.tolist() for field in fields), strict=True)
+    values = (field.tolist() for field in fields)
+    columns = zip(names, numbers.tolist(), boxes.tolist(), mtfs, read_terms(table), *values, strict=True)
     groups = tuple(
-        OpticsGroup(name, number, pixel, box, voltage, cs, contrast, mtf or None)
-        for name, number, box, mtf, pixel, voltage, cs, contrast in columns
+        OpticsGroup(name, number, pixel, box, voltage, cs, contrast, mtf or None, **terms)
+        for name, number, box, mtf, terms, pixel, voltage, cs, contrast in columns
     )
     return groups, _membership(numbers, particles)
 
@@ -178,13 +251,14 @@ def _membership(numbers: NDArray[np.int64], particles: StarTable) -> NDArray[np.
 
 
 def _optics_of_old_file(particles: StarTable, notes: list[str]) -> Membership:
-    fields = np.stack(_common_fields(particles, _pixel_sizes(particles, particles), notes), axis=1)
+    common = _common_fields(particles, _pixel_sizes(particles, particles), notes)
+    fields = np.column_stack([*common, beam_tilts(particles)])
     unique, first, index = np.unique(fields, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(first)  # groups in the order in which the file names them
     rank = np.argsort(order)
     groups = tuple(
-        OpticsGroup(f"opticsGroup{number}", number, pixel, 0, voltage, cs, contrast)
-        for number, (pixel, voltage, cs, contrast) in enumerate(unique[order].tolist(), 1)
+        OpticsGroup(f"opticsGroup{number}", number, pixel, 0, voltage, cs, contrast, beam_tilt=(tilt_x, tilt_y))
+        for number, (pixel, voltage, cs, contrast, tilt_x, tilt_y) in enumerate(unique[order].tolist(), 1)
     )
     return groups, rank[index.reshape(-1)].astype(np.int32)
 
@@ -235,19 +309,16 @@ def _checked(
 
 
 def _note_ignored(particles: StarTable, notes: list[str]) -> None:
-    """Name the terms of the image formation that are in the file and not yet in the model; their columns are kept."""
-    tables = [particles] + ([particles.star.table("optics")] if "optics" in particles.star else [])
-    ignored = []
-    for table in tables:
-        for column in ABERRATIONS:
-            if column in table and any(_has_nonzero(text) for text in set(table.strings(column))):
-                ignored.append(column)
-        if all(column in table for column in MAGNIFICATION):
-            matrices = np.stack([table.floats(column) for column in MAGNIFICATION], axis=1)
-            if np.abs(matrices - [1, 0, 0, 1]).max(initial=0) > 1e-5:
-                ignored.append("rlnMagMat")
+    """Name what RELION 3.1 and later read from the optics table alone, where it is in the particles; it is kept."""
+    if "optics" not in particles.star:
+        return
+    terms = [name for name in (*BEAM_TILT, ODD, EVEN) if name in particles]
+    ignored = [name for name in terms if any(_has_nonzero(text) for text in set(particles.strings(name)))]
+    if all(name in particles for name in MAGNIFICATION):
+        matrices = np.stack([particles.floats(name) for name in MAGNIFICATION], axis=1)
+        ignored += ["rlnMagMat"] * int(np.abs(matrices - IDENTITY).max(initial=0) > 1e-5)
     if ignored:
-        notes.append(f"{particles.path}: not modelled and therefore ignored: {', '.join(sorted(set(ignored)))}")
+        notes.append(f"{particles.path}: not in the optics table and therefore ignored: {', '.join(sorted(ignored))}")
 
 
 def _has_nonzero(text: str) -> bool:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,9 @@ from sparsecv.engine.io.checks import (
     read_halves,
     read_shifts,
 )
+from sparsecv.engine.io.door import door_of, known_shell
 from sparsecv.engine.io.mrc import ImageStack
-from sparsecv.engine.io.optics import OpticsGroup, add_optics_table, read_optics
+from sparsecv.engine.io.optics import OpticsGroup, add_optics_table, common_group, read_optics
 from sparsecv.engine.io.paths import IMAGE_NAME, name_to_write, resolve_stacks, split_image_names
 from sparsecv.engine.io.star import StarFile, StarTable, positions
 from sparsecv.engine.physics.ctf import CtfParameters
@@ -51,7 +52,7 @@ class ParticleTable:
     star, table_name, path
         The file, the name of its particle table, and where it is.
     optics, optics_index
-        Optics groups, all of one pixel size and box, and which one each particle belongs to, int32 (n,).
+        Optics groups, and which one each particle belongs to, int32 (n,).
     stacks, stack_index, image_index
         Image files, which of them, int32 (n,), and the image number in it from 0, int64 (n,).
     defocus_u, defocus_v, defocus_angle
@@ -61,7 +62,8 @@ class ParticleTable:
     angles
         RELION's (rot, tilt, psi), degrees, float64 (n, 3), or None where the file has no poses.
     shifts
-        RELION's origins (x, y) in A, float64 (n, 2): a particle moved by +shift is centred. 0 where not given.
+        RELION's origins (x, y) in A, float64 (n, 2): a particle moved by +shift is centred. 0 where not given. Where
+        the magnification is anisotropic, in images without that.
     halves
         Half set, 1 or 2, int8 (n,); all 0 where not given.
     micrograph_index, micrograph_names
@@ -72,6 +74,8 @@ class ParticleTable:
         Row of each particle in ``star``, from 0, int64 (n,): unchanged by :meth:`select`.
     warnings
         Sentences on what was assumed or ignored.
+    common
+        Optics group whose pixel size and box are those of all images as they are read.
     """
 
     star: StarFile
@@ -98,6 +102,7 @@ class ParticleTable:
     identifiers: NDArray[np.int64]
     warnings: tuple[str, ...]
     readers: tuple[ImageStack, ...]
+    common: int = 0
 
     @classmethod
     def read(
@@ -137,10 +142,11 @@ class ParticleTable:
         if check_images:
             stacks, stack_index = merge_links(resolve_stacks(names, stack_index, table, data_dir), stack_index)
             readers = open_stacks(stacks, stack_index, table)
-            optics = check_stacks(readers, stack_index, image_index, table, optics, notes)
+            optics = check_stacks(readers, stack_index, image_index, table, optics, optics_index, notes)
         check_duplicates(stack_index, image_index, table, None if independent_halves else notes)
         if check_images:
             check_names(names, name_index, stacks, stack_index, table)
+        common = common_group(optics, optics_index, table, notes)
         files = [str(path) for path in stacks]
         groups = name_groups(table, ("rlnGroupName", "rlnMicrographName", "rlnGroupNumber"), files, stack_index)
         micrographs = name_groups(table, ("rlnMicrographName", "rlnGroupName", "rlnGroupNumber"), files, stack_index)
@@ -158,7 +164,7 @@ class ParticleTable:
             ctf_bfactor=floats_or(table, "rlnCtfBfactor", 0.0, LARGEST_BFACTOR, "at most 1e4 A^2"),
             ctf_scale=floats_or(table, "rlnCtfScalefactor", 1.0, LARGEST_SCALE, "at most 1e3, 1 by custom"),
             angles=read_angles(table),
-            shifts=read_shifts(table, optics[0]),
+            shifts=_turned(read_shifts(table, optics, optics_index), optics, optics_index, back=False),
             halves=read_halves(table, None if independent_halves else notes),
             micrograph_index=micrographs[1],
             micrograph_names=tuple(micrographs[0]),
@@ -167,6 +173,7 @@ class ParticleTable:
             identifiers=np.arange(len(table), dtype=np.int64),
             warnings=tuple(notes),
             readers=tuple(readers),
+            common=common,
         )
 
     def __len__(self) -> int:
@@ -174,13 +181,28 @@ class ParticleTable:
 
     @property
     def pixel_size(self) -> float:
-        """A, the same in all optics groups."""
-        return self.optics[0].pixel_size
+        """A, of all images as they are read."""
+        return self.optics[self.common].pixel_size
 
     @property
     def box(self) -> int:
-        """Side of the images in pixels, the same in all optics groups."""
-        return self.optics[0].box
+        """Side of all images in pixels, as they are read."""
+        return self.optics[self.common].box
+
+    @property
+    def smallest_side(self) -> float:
+        """A, of the images that show least around their particles."""
+        return min(self.optics[k].box * self.optics[k].pixel_size for k in np.unique(self.optics_index).tolist())
+
+    @property
+    def known_shells(self) -> NDArray[np.int64]:
+        """Highest shell, of images as they are read, that those of each optics group reach, (groups,)."""
+        return np.array([known_shell(group, self.box, self.pixel_size) for group in self.optics])
+
+    @property
+    def image_shifts(self) -> NDArray[np.float64]:
+        """RELION's origins in A, (n, 2), of the images as they are in the files."""
+        return _turned(self.shifts, self.optics, self.optics_index, back=True)
 
     @property
     def has_poses(self) -> bool:
@@ -200,18 +222,36 @@ class ParticleTable:
         return euler_to_matrix(*self.angles.T)
 
     def ctf_parameters(self) -> CtfParameters:
-        """Return the terms of every particle's CTF."""
-        optics = np.array([[g.voltage_kv, g.cs_mm, g.amplitude_contrast] for g in self.optics])[self.optics_index]
+        """Return the terms of every particle's CTF, for images as :meth:`read_images` gives them."""
+        flipped, premultiplied = (
+            np.array([getattr(group, name) for group in self.optics])[self.optics_index]
+            for name in ("is_flipped", "is_premultiplied")
+        )
+        shells = self.known_shells
+        limits = ((shells + 0.5) / (self.box * self.pixel_size))[self.optics_index] if self.box else np.zeros(0)
+        is_limited = bool(self.box) and shells.min() < (self.box - 1) // 2
+        return replace(self._recorded_ctf(np.arange(len(self))), is_flipped=flipped if flipped.any() else None,
+                       is_premultiplied=premultiplied if premultiplied.any() else None,
+                       limit=limits if is_limited else None)  # fmt: skip
+
+    def _recorded_ctf(self, index: NDArray[np.int64]) -> CtfParameters:
+        """Terms of the CTFs that some particles were recorded with."""
+        optics_index = self.optics_index[index]
+        optics = np.array([[g.voltage_kv, g.cs_mm, g.amplitude_contrast] for g in self.optics])[optics_index]
+        even = [group.even_polynomial() for group in self.optics]
+        terms = max(map(len, even))
+        aberrations = np.stack([np.pad(values, (0, terms - len(values))) for values in even])
         return CtfParameters(
-            defocus_u=self.defocus_u,
-            defocus_v=self.defocus_v,
-            defocus_angle=self.defocus_angle,
-            phase_shift=self.phase_shift,
-            bfactor=self.ctf_bfactor,
-            scale=self.ctf_scale,
+            defocus_u=self.defocus_u[index],
+            defocus_v=self.defocus_v[index],
+            defocus_angle=self.defocus_angle[index],
+            phase_shift=self.phase_shift[index],
+            bfactor=self.ctf_bfactor[index],
+            scale=self.ctf_scale[index],
             voltage_kv=optics[:, 0],
             cs_mm=optics[:, 1],
             amplitude_contrast=optics[:, 2],
+            even=aberrations[optics_index] if terms else None,
         )
 
     def select(self, which: ArrayLike) -> ParticleTable:
@@ -238,7 +278,7 @@ class ParticleTable:
         return quarters
 
     def read_images(self, which: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Read images, in the order of the stacks on disk and returned in the order asked.
+        """Read images as the refinement takes them, in the order of the stacks on disk and returned in the order asked.
 
         Parameters
         ----------
@@ -250,16 +290,35 @@ class ParticleTable:
         images, good
             Float32 (k, box, box) and bool (k,). An image with values that are not finite, beyond 1e15, or all the same
             is not good and is returned as zeros: one bad particle must not stop a run.
+
+        Notes
+        -----
+        Images of all optics groups come with one pixel size and box, without anisotropic magnification and phases of
+        odd aberrations, and divided by CTFs that they were multiplied by (:mod:`.door`).
         """
         index = np.asarray(which, dtype=np.int64).reshape(-1)
-        images = self._read_raw(index)
-        good = _extent(images)[2]
-        images[~good] = 0
+        images = np.zeros((len(index), self.box, self.box), dtype=np.float32)
+        good = np.zeros(len(index), dtype=bool)
+        groups = self.optics_index[index]
+        for stack, members in self._by_stack(index):
+            raw = self.readers[stack].read(self.image_index[index[members]])
+            good[members] = _extent(raw)[2]
+            raw[~good[members]] = 0
+            numbers = np.unique(groups[members]).tolist()
+            for number in numbers:
+                door = door_of(self.optics[number], self.box, self.pixel_size)
+                own = groups[members] == number
+                rows, part = members[own], raw if len(numbers) == 1 else raw[own]
+                images[rows] = part if door is None else door(part, self._recorded_ctf(index[rows]))
         return images, good
 
     def image_faults(self, which: ArrayLike) -> list[str]:
         """Say for each image why it is not good ("" where it is)."""
-        lowest, highest, good = _extent(self._read_raw(np.asarray(which, dtype=np.int64).reshape(-1)))
+        index = np.asarray(which, dtype=np.int64).reshape(-1)
+        lowest, highest, good = np.zeros(len(index)), np.zeros(len(index)), np.zeros(len(index), dtype=bool)
+        for stack, members in self._by_stack(index):
+            raw = self.readers[stack].read(self.image_index[index[members]])
+            lowest[members], highest[members], good[members] = _extent(raw)
         faults = []
         for low, high, is_good in zip(lowest, highest, good, strict=True):
             if is_good:
@@ -313,7 +372,7 @@ class ParticleTable:
         if shifts is None and any(column in table for column in OLD_SHIFTS):
             shifts = self.shifts
         if shifts is not None:
-            origins = np.asarray(shifts, dtype=np.float64)[index]
+            origins = _turned(np.asarray(shifts, dtype=np.float64), self.optics, self.optics_index, back=True)[index]
             for column, old, values in zip(SHIFTS, OLD_SHIFTS, origins.T, strict=True):
                 table.set(column, values, "%.6f")
                 table.drop(old)
@@ -325,13 +384,11 @@ class ParticleTable:
             table.set(column, [texts[row] for row in index.tolist()])
         star.write(path)
 
-    def _read_raw(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
-        images = np.empty((len(index), self.box, self.box), dtype=np.float32)
-        stack_of, image_of = self.stack_index[index], self.image_index[index]
-        for stack in np.unique(stack_of):
-            members = np.flatnonzero(stack_of == stack)
-            images[members] = self.readers[stack].read(image_of[members])
-        return images
+    def _by_stack(self, index: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Each stack, and which of the rows ``index`` are in it."""
+        stack_of = self.stack_index[index]
+        for stack in np.unique(stack_of).tolist():
+            yield stack, np.flatnonzero(stack_of == stack)
 
     def _upgrade(self, star: StarFile, index: NDArray[np.int64]) -> StarTable:
         star.rename(self.table_name, "particles")
@@ -348,6 +405,18 @@ class ParticleTable:
         if written != names:
             rows = zip(numbers.tolist(), name_index.tolist(), strict=True)
             table.set(IMAGE_NAME, [f"{number + 1:06d}@{written[name]}" for number, name in rows])
+
+
+def _turned(
+    shifts: NDArray[np.float64], optics: tuple[OpticsGroup, ...], index: NDArray[np.int32], *, back: bool
+) -> NDArray[np.float64]:
+    """Origins of images without anisotropic magnification M, o M^-1 as rows, of those of the images; or ``back``."""
+    found = shifts
+    for number, group in enumerate(optics):
+        if group.is_distorted:
+            found = found.copy() if found is shifts else found
+            found[index == number] = shifts[index == number] @ (group.matrix if back else np.linalg.inv(group.matrix))
+    return found
 
 
 def _extent(images: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_]]:

@@ -3,11 +3,19 @@
 
 With k in 1/A, lambda in A, defocus dz > 0 for underfocus (A) and Cs in A::
 
-    gamma(k) = pi lambda dz(phi) k^2 - pi/2 Cs lambda^3 k^4 + phase shift + atan(Q / sqrt(1 - Q^2))
+    gamma(k) = pi lambda dz(phi) k^2 - pi/2 Cs lambda^3 k^4 + phase shift + atan(Q / sqrt(1 - Q^2)) - even(k)
     dz(phi)  = (u + v)/2 + (u - v)/2 cos 2(phi - angle)
     CTF(k)   = sin(gamma) * exp(-B k^2 / 4) * scale
 
-Positive at low frequency: particles are white.
+Positive at low frequency: particles are white. ``even`` are even aberrations (:mod:`.aberrations`), none by default.
+
+Images whose phases were flipped have |CTF| for CTF, but for the sign of the scale. Images that were multiplied by their
+CTF, X = C (C P + n), are divided by it as they are read, `unmultiplied`; near zeros of the CTF, where what was cut off
+with the box would be blown up, by no less than `LEAST_DIVISOR`::
+
+    X sign(C) / max(|C|, d) = C min(1, |C| / d) P + min(1, |C| / d) sign(C) n
+
+so that the CTF which is left has a factor min(1, |C| / d), and the noise power is that of all images but near zeros.
 """
 
 from __future__ import annotations
@@ -17,7 +25,10 @@ from typing import Any
 
 import numpy as np
 
+from sparsecv.engine.physics.aberrations import monomials
+
 SMALLEST_CTF = 1e-8  # RELION's floor of |CTF|: keeps the sign defined
+LEAST_DIVISOR = 0.1  # d above: of all the weight 0.02 % is lost, of the noise power 4 %
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,12 @@ class CtfParameters:
         A^2 and a plain factor of the envelope.
     voltage_kv, cs_mm, amplitude_contrast
         kV, mm, and a fraction in [0, 1].
+    even
+        Even aberrations: coefficients of monomials of the frequency, radians, shape (n, E); None where there are none.
+    is_flipped, is_premultiplied
+        Whether phases of the images were flipped, or images were multiplied by their CTF; None where none were.
+    limit
+        Frequency in 1/A beyond which images hold nothing: the CTF is 0 there. None where all reach as far as they do.
     """
 
     defocus_u: np.ndarray
@@ -47,9 +64,15 @@ class CtfParameters:
     voltage_kv: np.ndarray
     cs_mm: np.ndarray
     amplitude_contrast: np.ndarray
+    even: np.ndarray | None = None
+    is_flipped: np.ndarray | None = None
+    is_premultiplied: np.ndarray | None = None
+    limit: np.ndarray | None = None
 
     def __getitem__(self, index: Any) -> CtfParameters:
-        return CtfParameters(**{name: getattr(self, name)[index] for name in self.__dataclass_fields__})
+        values = ((name, getattr(self, name)) for name in self.__dataclass_fields__)
+        chosen: dict[str, Any] = {name: None if value is None else value[index] for name, value in values}
+        return CtfParameters(**chosen)
 
     def __len__(self) -> int:
         return len(self.defocus_u)
@@ -61,11 +84,12 @@ def wavelength(voltage_kv: np.ndarray) -> np.ndarray:
     return 12.2643247 / np.sqrt(volts * (1 + volts * 0.978466e-6))
 
 
-def frequency_powers(kx: Any, ky: Any, box: int, pixel_size: float, xp: Any = np) -> Any:
-    """k_x^2, k_x k_y, k_y^2, k^4 and 1 at J pixels, float64 (5, J): what `ctf` needs of them, with k in 1/A."""
+def frequency_powers(kx: Any, ky: Any, box: int, pixel_size: float, xp: Any = np, even: int = 0) -> Any:
+    """k_x^2, k_x k_y, k_y^2, k^4 and 1 at J pixels, then ``even`` monomials, float64 (5 + even, J), with k in 1/A."""
     x, y = np.asarray(kx) / (box * pixel_size), np.asarray(ky) / (box * pixel_size)
     square = x * x + y * y
-    return xp.asarray(np.stack([x * x, x * y, y * y, square * square, np.ones_like(square)]))
+    powers = np.stack([x * x, x * y, y * y, square * square, np.ones_like(square)])
+    return xp.asarray(np.concatenate([powers, monomials(x, y, even)]) if even else powers)
 
 
 def ctf(
@@ -94,7 +118,8 @@ def ctf(
     xp
         Array module of the result (numpy or cupy).
     powers
-        What `frequency_powers` gives for these pixels, where it is there already.
+        What `frequency_powers` gives for these pixels and as many even monomials as the parameters have, where it is
+        there already.
 
     Returns
     -------
@@ -102,8 +127,8 @@ def ctf(
 
     Notes
     -----
-    gamma = a k_x^2 + 2 b k_x k_y + c k_y^2 + d k^4 + e: the coefficients are computed in float64 on the host and
-    only the quadratic form is evaluated for every pixel.
+    gamma = a k_x^2 + 2 b k_x k_y + c k_y^2 + d k^4 + e, and monomials of even aberrations: the coefficients are
+    computed in float64 on the host and only the polynomial is evaluated for every pixel.
     """
     p = parameters
     lam = wavelength(p.voltage_kv)
@@ -114,17 +139,38 @@ def ctf(
     quartic = -0.5 * np.pi * p.cs_mm * 1e7 * lam**3
     contrast = np.asarray(p.amplitude_contrast, dtype=np.float64)
     constant = np.deg2rad(p.phase_shift) + np.arctan2(contrast, np.sqrt(np.maximum(1 - contrast**2, 0)))
-    powers = frequency_powers(kx, ky, box, pixel_size, xp) if powers is None else powers
     terms = np.stack([quadratic[0], quadratic[1], quadratic[2], quartic, constant], axis=1)  # (n, 5)
+    if p.even is not None:
+        terms = np.concatenate([terms, -p.even], axis=1)
+    powers = frequency_powers(kx, ky, box, pixel_size, xp, terms.shape[1] - 5) if powers is None else powers
     # Phases reach hundreds of radians: the sum is done in float64, and 2e-5 rad of rounding afterwards is harmless.
     gamma = (xp.asarray(terms) @ powers).astype(xp.float32)
     value = xp.sin(gamma)
     if intact_first_peak:
         value = xp.where(xp.abs(gamma) < np.float32(np.pi / 2), xp.float32(1), value)
+    if p.is_flipped is not None:
+        value = xp.where(xp.asarray(p.is_flipped)[:, None], xp.abs(value), value)
     if np.any(p.bfactor != 0) or np.any(p.scale != 1):
         bfactor = xp.asarray((p.bfactor / 4).astype(np.float32))[:, None]
         scale = xp.asarray(p.scale.astype(np.float32))[:, None]
         square = (powers[0] + powers[2]).astype(xp.float32)
         value = value * xp.exp(-bfactor * square[None, :]) * scale
     smallest = xp.where(value < 0, xp.float32(-SMALLEST_CTF), xp.float32(SMALLEST_CTF))
-    return xp.where(xp.abs(value) < SMALLEST_CTF, smallest, value)
+    value = xp.where(xp.abs(value) < SMALLEST_CTF, smallest, value)
+    if p.is_premultiplied is not None:
+        left = value * xp.minimum(xp.abs(value) / xp.float32(LEAST_DIVISOR), xp.float32(1))
+        value = xp.where(xp.asarray(p.is_premultiplied)[:, None], left, value)
+    if p.limit is not None:
+        value = value * (powers[0] + powers[2] <= xp.asarray(p.limit**2)[:, None])
+    return value
+
+
+def unmultiplied(transforms: Any, values: Any, xp: Any = np) -> Any:
+    """Transforms of images that were multiplied by their CTF, without it but near its zeros.
+
+    Parameters
+    ----------
+    transforms, values
+        Fourier pixels and the CTF there, of one shape.
+    """
+    return transforms * (xp.sign(values) / xp.maximum(xp.abs(values), xp.float32(LEAST_DIVISOR)))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.particles import ParticleTable
 from sparsecv.engine.physics.ctf import CtfParameters
 from sparsecv.engine.physics.disc import Disc, make_disc
@@ -90,7 +91,18 @@ class Particles:
     @classmethod
     def of(cls, ops: Any, table: ParticleTable, geometry: Geometry, matrices: np.ndarray, batch_mb: float,
            **options: Any) -> Particles:
-        """Particles with a circular mask of the particle's diameter."""
+        """Particles with a circular mask of the particle's diameter.
+
+        Raises
+        ------
+        InputError
+            Where CTFs are to be left alone up to the first peak, but images were multiplied by them.
+        """
+        if options.get("intact_first_peak") and any(group.is_premultiplied for group in table.optics):
+            raise InputError("images premultiplied by their CTF cannot be refined with an intact first peak",
+                             file=table.path, item="rlnCtfDataAreCtfPremultiplied",
+                             rule="images that were not corrected below the first peak",
+                             remedy="leave --intact-first-peak away")
         circle = image_circle(geometry.box, geometry.diameter / 2 / geometry.pixel_size)
         return cls(table, table.ctf_parameters(), geometry, make_disc(geometry.box), ops.xp.asarray(circle),
                    float((circle**2).mean()), matrices, batch_mb * 1e6, ImageStore(ops, table), **options)
@@ -116,8 +128,15 @@ class Particles:
         masked, unmasked = transform_images(ops, scaled, centre, self.circle, self.disc)
         ctf = ctf_images(ops, self.parameters[index], scale, self.disc, self.geometry.pixel_size,
                          intact_first_peak=self.intact_first_peak)
-        inverse = shell_table(ops, 1 / noise, self.table.optics_index[index], self.disc)
+        inverse = shell_table(ops, 1 / self.known(noise), self.table.optics_index[index], self.disc)
         return ImageBatch(index, centre, masked, unmasked, ctf, inverse)
+
+    def known(self, noise: np.ndarray) -> np.ndarray:
+        """Noise spectra (optics groups, shells), infinite where the images of a group hold nothing."""
+        shells = self.table.known_shells
+        if shells.min() >= self.disc.last:
+            return noise
+        return np.where(np.arange(noise.shape[1]) > shells[:, None], np.inf, noise)
 
     def batch_size(self, plan: SearchPlan | None, orientations: int) -> int:
         """Images per batch for the memory allowed."""
@@ -257,7 +276,7 @@ def expectation_maximisation(
     size = particles.batch_size(search.plan, 0 if search.bank is None else len(search.bank.cells))
     precision = FULL
     if search.bank is not None:
-        power = search.bank.signal_power(ops, half.noise, half.scale)
+        power = search.bank.signal_power(ops, particles.known(half.noise), half.scale)
         precision = choose_precision(ops, particles.precision, power)
         particles.tell_once(precision.reason)
     sums, done = [], 0

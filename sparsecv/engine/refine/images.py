@@ -77,16 +77,17 @@ def transform_images(ops: Any, images: Any, centre_px: np.ndarray, circle: Any, 
 
 
 @lru_cache(maxsize=4)
-def _powers(disc: Disc, pixel_size: float, xp: Any) -> Any:
+def _powers(disc: Disc, pixel_size: float, xp: Any, even: int) -> Any:
     """`frequency_powers` of a disc, uploaded once: they are megabytes, and the same for every batch."""
-    return frequency_powers(disc.kx, disc.ky, disc.box, pixel_size, xp)
+    return frequency_powers(disc.kx, disc.ky, disc.box, pixel_size, xp, even)
 
 
 def ctf_images(
     ops: Any, parameters: CtfParameters, scale: np.ndarray, disc: Disc, pixel_size: float, **options: bool
 ) -> Any:
     """CTF of each image at the disc's pixels times the scale of its group, (I, J) float32."""
-    powers = _powers(disc, pixel_size, ops.xp)
+    even = 0 if parameters.even is None else parameters.even.shape[1]
+    powers = _powers(disc, pixel_size, ops.xp, even)
     values = ctf(parameters, disc.kx, disc.ky, disc.box, pixel_size, xp=ops.xp, powers=powers, **options)
     if np.any(scale != 1):
         values = values * ops.xp.asarray(scale.astype(np.float32))[:, None]

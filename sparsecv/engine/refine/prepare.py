@@ -66,7 +66,7 @@ def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progre
     if 2 * comm.size > len(table):
         raise InputError("there are more processes than work for them", file=settings.particles, value=comm.size,
                          rule=f"at most half of the {len(table)} particles", remedy="start fewer with mpirun -n")
-    diameter = particle_diameter(settings.particle_diameter, table.box * table.pixel_size)
+    diameter = particle_diameter(settings.particle_diameter, table.smallest_side)
     geometry = Geometry(table.box, table.pixel_size, diameter)
     matrices = symmetry_matrices(settings.symmetry)
     reference = _read_reference(settings, table, warn)

@@ -128,9 +128,11 @@ def _weighted(kernels: Any, particles: Particles, index: np.ndarray, kx: np.ndar
     images, good = table.read_images(index)
     transforms = kernels.rfft2(xp.asarray(images)).reshape(len(index), -1).take(xp.asarray(flat), axis=1)
     values = xp.ones((len(index), len(kx)), dtype=xp.float32)
-    if with_ctf:
+    if with_ctf or particles.parameters.limit is not None:
         values = ctf(particles.parameters[index], kx, ky, table.box, table.pixel_size, xp=xp,
                      intact_first_peak=particles.intact_first_peak)
+    if not with_ctf:
+        values = (values != 0).astype(xp.float32)  # beyond its limit an image has no weight
     transforms *= values * xp.float32(1 / table.box)
     # One shift centres the particle and brings the image's centre to pixel 0.
     shifts = (table.shifts[index] / table.pixel_size - table.box // 2)[:, None, :].astype(np.float32)
