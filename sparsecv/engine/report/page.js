@@ -28,7 +28,7 @@
     const found = [];
     if (logarithmic) {
       for (let power = Math.floor(low); power <= Math.ceil(high); power++) {
-        for (const factor of high - low > 3 ? [1] : [1, 2, 5]) {
+        for (const factor of high - low > 3 ? [1] : high - low > 1 ? [1, 2, 5] : [1, 1.5, 2, 3, 5, 7]) {
           const at = power + Math.log10(factor);
           if (at >= low - 1e-9 && at <= high + 1e-9) found.push([at, digits(10 ** at)]);
         }
