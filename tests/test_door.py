@@ -95,8 +95,9 @@ def test_tilts_of_relion_3_0_make_groups(tmp_path):
 
 
 def test_a_tilt_outside_of_the_optics_table_is_said(tmp_path):
-    path = project(tmp_path, {}, noise(), {"rlnBeamTiltX": [0.1] * COUNT})
-    assert "ignored: rlnBeamTiltX" in " ".join(ParticleTable.read(path).warnings)
+    path = project(tmp_path, {}, noise(), {"rlnBeamTiltX": [0.1] * COUNT, "rlnCtfDataArePhaseFlipped": [1] * COUNT})
+    told = " ".join(ParticleTable.read(path).warnings)
+    assert "not in the optics table and therefore ignored: rlnBeamTiltX, rlnCtfDataArePhaseFlipped" in told
 
 
 @pytest.mark.parametrize(("column", "value", "text"), [

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from golden import optics as golden
 
 from sparsecv.engine.io.mrc import write_stack
 from sparsecv.engine.io.particles import ParticleTable
@@ -12,7 +13,6 @@ from sparsecv.engine.io.star import StarFile
 from sparsecv.engine.physics.ctf import ctf
 from sparsecv.engine.physics.disc import make_disc
 from sparsecv.engine.simulate.project import central_slices, shift_phases
-from tests.golden import optics as golden
 
 LEAST_CORRELATION = 0.999
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Makes the golden images of unusual optics groups: RELION's predictions of a map given by a formula.
 
-    python -m tests.golden.optics       writes optics.star and optics.npz beside this file
+    python tests/golden/optics.py       writes optics.star and optics.npz beside this file
 
 Run once, with RELION 3.1.3 of Debian: relion_refine makes the files of a run, its map is exchanged for ours, and what
 relion_particle_subtract takes off the images is its prediction of them, with everything that an optics group can have.

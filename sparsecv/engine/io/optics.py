@@ -310,10 +310,9 @@ def _checked(
 
 def _note_ignored(particles: StarTable, notes: list[str]) -> None:
     """Name what RELION 3.1 and later read from the optics table alone, where it is in the particles; it is kept."""
-    if "optics" not in particles.star:
-        return
-    terms = [name for name in (*BEAM_TILT, ODD, EVEN) if name in particles]
-    ignored = [name for name in terms if any(_has_nonzero(text) for text in set(particles.strings(name)))]
+    terms = (ODD, EVEN, FLIPPED, PREMULTIPLIED, *(BEAM_TILT if "optics" in particles.star else ()))
+    given = [name for name in terms if name in particles]
+    ignored = [name for name in given if any(_has_nonzero(text) for text in set(particles.strings(name)))]
     if all(name in particles for name in MAGNIFICATION):
         matrices = np.stack([particles.floats(name) for name in MAGNIFICATION], axis=1)
         ignored += ["rlnMagMat"] * int(np.abs(matrices - IDENTITY).max(initial=0) > 1e-5)
