@@ -167,9 +167,14 @@ def write_particles(particles, path, original=None, invert=False):
     if dim is None:  # which Scipion finds out when it imports them
         raise ConversionError("the images of the particles cannot be read: there is no %s"
                               % rows[0]["rlnImageName"].partition("@")[2])  # fmt: skip
+    # one box for all is that of the images, which may have been cropped since the table was made
+    has_boxes = len({group.get("rlnImageSize") for group in optics.values()}) > 1
     for group in optics.values():
         group["rlnImagePixelSize"] = group.get("rlnImagePixelSize", "%.6f" % pixel_size)
-        group["rlnImageSize"], group["rlnImageDimensionality"] = str(dim[0]), "2"
+        group["rlnImageSize"] = group.get("rlnImageSize", str(dim[0])) if has_boxes else str(dim[0])
+        group["rlnImageDimensionality"] = "2"
+        if particles.isPhaseFlipped():
+            group["rlnCtfDataArePhaseFlipped"] = "1"
     try:
         write_star(path, ((OPTICS, list(optics.values())), (PARTICLES, rows)))
     except StarError as error:

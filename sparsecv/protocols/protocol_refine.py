@@ -242,8 +242,6 @@ class RefineProtocol(EngineProtocol, ProtRefine3D):
         if abs(reference.getSamplingRate() / particles.getSamplingRate() - 1) > SAME_PIXEL:
             found.append("The starting map has pixels of %.4g A, the particles of %.4g A: it is brought to theirs."
                          % (reference.getSamplingRate(), particles.getSamplingRate()))  # fmt: skip
-        if particles.isPhaseFlipped():
-            found.append("The particles are phase-flipped, which the refinement does not model: use the original ones.")
         if not self.originalFile.get("") and not particles.getFirstItem().hasAttribute("_rlnRandomSubset"):
             found.append(convert.NO_HALF_SETS)
         return found

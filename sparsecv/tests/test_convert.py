@@ -14,7 +14,7 @@ from scipy.spatial.transform import Rotation
 
 from sparsecv import Plugin, convert
 from sparsecv.star import StarError, parse_star, read_star, write_star
-from sparsecv.tests.data import PIXEL_SIZE, SHARED, empty_stacks, engine, particle_set, simulated
+from sparsecv.tests.data import BOX, PIXEL_SIZE, SHARED, empty_stacks, engine, particle_set, simulated
 from sparsecv.tests.golden import make as golden
 
 try:
@@ -192,6 +192,18 @@ class TestSparseCvConvert(BaseTest):
             convert.update_particle(particle, results.get(number), matrices.get(number))
             self.assertEqual(particle._appendItem, number != 1)
             np.testing.assert_allclose(particle.getTransform().getMatrix(), before, atol=1e-5)
+
+    def test_phase_flipped_particles_and_groups_of_other_boxes(self):
+        particles = particle_set("flipped.sqlite", "data/particles.star", alignment=False)
+        particles.setIsPhaseFlipped(True)
+        convert.write_particles(particles, "flipped.star")
+        self.assertEqual([row["rlnCtfDataArePhaseFlipped"] for row in read_star("flipped.star")["optics"]], ["1"])
+        for sizes, expected in ((("64", "64"), [str(BOX)] * 2), (("48", "64"), ["48", "64"])):
+            columns = "".join("_%s\n" % name for name in ("rlnOpticsGroup", "rlnImageSize"))
+            text = "data_optics\n\nloop_\n%s1 %s\n2 %s\n" % ((columns,) + sizes)
+            particles.getAcquisition().opticsGroupInfo.set(text)
+            convert.write_particles(particles, "boxes.star")
+            self.assertEqual([row["rlnImageSize"] for row in read_star("boxes.star")["optics"]], expected)
 
     def test_black_particles_get_a_negative_ctf(self):
         ours = random_set("black.sqlite", 5)
