@@ -205,6 +205,7 @@ def test_assumptions_are_said(project):
         ("rlnImageName", 3, "1@../../../../../../../../../etc/passwd", ["row 4", "cannot be used"]),
         ("rlnOpticsGroup", 3, 5, ["row 4", "no such optics group", "groups are 3, 7"]),
         ("rlnTomoName", 0, 1, ["tomography particles", "column rlnTomoName"]),
+        ("rlnHelicalTubeID", 0, 1, ["column rlnHelicalTubeID", "segments of a helix", "drop the column"]),
     ],
 )
 def test_bad_particles_are_refused_with_their_place(project, column, row, value, parts):
@@ -290,6 +291,24 @@ def test_halves_and_quarters(project):
     shuffled = drawn.select(np.random.default_rng(0).permutation(COUNT))
     back = np.argsort(shuffled.identifiers)
     np.testing.assert_array_equal(shuffled.quarters()[back], drawn.quarters())
+
+
+def test_copies_of_an_image_stay_together(project):
+    """Symmetry mates in both half sets would fake resolution, in both quarters the choice of a prior."""
+    given = columns()
+    del given["rlnRandomSubset"]
+    given["rlnImageName"] = [given["rlnImageName"][row // 3] for row in range(COUNT)]
+    path = write(project / "in.star", given)
+    assert "--symmetry-expanded" in refused(path)
+    drawn = ParticleTable.read(path, are_expanded=True).with_halves(3)
+    for which in (drawn.halves, drawn.quarters()):
+        assert (which.reshape(-1, 3) == which[::3, None]).all()
+    assert sorted(zip(drawn.halves[::3].tolist(), drawn.quarters()[::3].tolist(), strict=True)) == [
+        (1, 0), (1, 1), (2, 0), (2, 1)]  # fmt: skip
+    given["rlnRandomSubset"] = [1, 1, 2] + [1] * 3 + [2] * (COUNT - 6)
+    write(path, given)
+    with pytest.raises(InputError, match="row 3, column rlnRandomSubset: the same image as in row 1, which is in the"):
+        ParticleTable.read(path, are_expanded=True)
 
 
 def test_micrographs_and_groups_have_fallbacks(project):

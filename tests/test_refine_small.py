@@ -490,3 +490,30 @@ def test_nothing_is_lost_when_a_run_cannot_go_on(data: SimulatedFiles, short: Pa
     assert refine(data, out, "--continue") == cli.WRONG_INPUT
     assert "no checkpoint can be read" in capsys.readouterr().err
     assert contents(out) == before
+
+
+# --------------------------------------------------------------------------------------------------- symmetry expansion
+def test_symmetry_expanded_particles_bring_no_evidence_but_their_own(
+    data: SimulatedFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each image twice, as of two mates that happen to be alike: the resolution is that of the images once."""
+    star = StarFile.read(data.truth)
+    table = star.table("particles")
+    names = [name.replace("@", f"@{data.truth.parent}/") for name in table.strings("rlnImageName")]
+    table.set("rlnImageName", names)
+    halves = np.random.default_rng(1).permutation(np.arange(len(names)) % 2) + 1
+    table.set("rlnRandomSubset", halves)
+    star.write(tmp_path / "once.star")
+    table.keep(np.repeat(np.arange(len(names)), 2))
+    star.write(tmp_path / "twice.star")
+    assert refine(data, tmp_path / "run", "--local", particles=tmp_path / "twice.star") == 2
+    assert "say --symmetry-expanded" in capsys.readouterr().err
+    found = {}
+    for name, words in (("once", ()), ("twice", ("--symmetry-expanded",))):
+        words = ("--local", *SHORT, *words)
+        assert refine(data, tmp_path / name, *words, particles=tmp_path / f"{name}.star") == 0
+        found[name] = json.loads((tmp_path / name / "status.json").read_text())["history"][-1]
+    shells = [BOX * PIXEL_SIZE / found[name]["crossing_05"] for name in ("once", "twice")]
+    assert abs(shells[0] - shells[1]) < 1
+    with pytest.raises(InputError, match="refined locally and in C1"):
+        RefineSettings(particles=data.truth, reference=data.reference, output=tmp_path, symmetry_expanded=True)

@@ -19,6 +19,7 @@ from sparsecv.engine.io.star import StarFile, StarTable, broken_rule
 ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 SHIFTS = ("rlnOriginXAngst", "rlnOriginYAngst")
 OLD_SHIFTS = ("rlnOriginX", "rlnOriginY")
+HELICAL = "rlnHelicalTubeID"  # RELION writes it for segments alone
 LARGEST_DEFOCUS = 1e6  # A
 # Beyond these a CTF is no longer of an image, and its squares soon no longer finite.
 LARGEST_ANGLE, LARGEST_BFACTOR, LARGEST_SCALE = 1e4, 1e4, 1e3  # degrees, A^2, plain factor
@@ -51,6 +52,10 @@ def find_particles(star: StarFile, fewest: int) -> StarTable:
             rule="single-particle images are refined, not subtomograms",
             remedy="give extracted single particles",
         )
+    if HELICAL in table and set(table.strings(HELICAL)) - {"0"}:
+        raise table.error("segments of a helix", HELICAL, 0, rule="single particles, without helical rise and twist",
+                          remedy="refine helices in RELION or cryoSPARC, or drop the column to treat segments as "
+                          "single particles")  # fmt: skip
     if len(table) < fewest:
         raise InputError("too few particles", file=star.path, item=f"data_{name}", value=len(table),
                          rule=f"at least {fewest}", remedy="give the STAR file of all particles")  # fmt: skip
@@ -130,25 +135,45 @@ def check_stacks(
     return tuple(replace(group, box=int(box) or int(boxes[used[0]])) for group, box in zip(optics, boxes, strict=True))
 
 
-def check_duplicates(
-    stack_index: NDArray[np.int32], image_index: NDArray[np.int64], table: StarTable, notes: list[str] | None
-) -> None:
-    """Refuse an image that occurs twice, or say so in ``notes``."""
+def unique_images(stack_index: NDArray[np.int32], image_index: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return which image each row has, (n,): numbers from 0 in the order in which images come first."""
+    if not len(stack_index):
+        return np.zeros(0, dtype=np.int64)
     keys = stack_index.astype(np.int64) * (int(image_index.max()) + 1) + image_index
-    unique, first = np.unique(keys, return_index=True)
-    if len(unique) < len(keys):
-        if notes is not None:
-            notes.append(f"{table.path}: {len(keys) - len(unique)} images occur more than once")
-            return
-        again = int(np.setdiff1d(np.arange(len(keys)), first)[0])
-        before = int(np.argmax(keys == keys[again]))
-        raise table.error(
-            f"the same image as in row {before + 1}",
-            IMAGE_NAME,
-            again,
-            rule="every image occurs once: in both half sets it would fake resolution",
-            remedy="remove the duplicates",
-        )
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    place = np.empty(len(first), dtype=np.int64)
+    place[np.argsort(first)] = np.arange(len(first))
+    return place[inverse.reshape(-1)]
+
+
+def check_duplicates(images: NDArray[np.int64], table: StarTable, notes: list[str] | None) -> None:
+    """Refuse an image that occurs twice, or say so in ``notes``; ``images`` are those of :func:`unique_images`."""
+    count = int(images.max()) + 1
+    if count == len(images):
+        return
+    if notes is not None:
+        notes.append(f"{table.path}: {len(images) - count} images occur more than once")
+        return
+    again = int(np.argmax(images != np.arange(len(images))))
+    raise table.error(
+        f"the same image as in row {int(np.argmax(images == images[again])) + 1}",
+        IMAGE_NAME,
+        again,
+        rule="every image occurs once: in both half sets it would fake resolution",
+        remedy="remove the duplicates, or say --symmetry-expanded where they are symmetry mates",
+    )
+
+
+def check_expanded(images: NDArray[np.int64], halves: NDArray[np.int8], table: StarTable) -> None:
+    """Refuse copies of an image in both half sets; ``images`` are those of :func:`unique_images`."""
+    _, first = np.unique(images, return_index=True)
+    wrong = halves != halves[first][images]
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise table.error(f"the same image as in row {int(first[images[row]]) + 1}, which is in the other half set",
+                          "rlnRandomSubset", row, rule="all copies of an image are in one half set: in both they would "
+                          "fake resolution", remedy="expand particles that have their half sets, or leave the column "
+                          "away to have them drawn")  # fmt: skip
 
 
 def check_names(

@@ -20,6 +20,7 @@ from sparsecv.engine.io.checks import (
     OLD_SHIFTS,
     SHIFTS,
     check_duplicates,
+    check_expanded,
     check_names,
     check_stacks,
     find_particles,
@@ -31,6 +32,7 @@ from sparsecv.engine.io.checks import (
     read_defocus,
     read_halves,
     read_shifts,
+    unique_images,
 )
 from sparsecv.engine.io.door import door_of, known_shell
 from sparsecv.engine.io.mrc import ImageStack
@@ -112,6 +114,7 @@ class ParticleTable:
         *,
         check_images: bool = True,
         independent_halves: bool = True,
+        are_expanded: bool = False,
     ) -> ParticleTable:
         """Read and check a particle STAR file of RELION 3.0, 3.1 or 5.
 
@@ -126,6 +129,9 @@ class ParticleTable:
         independent_halves
             Refuse what makes half sets that are not independent or not there: images that occur twice, all particles in
             one half, a single particle. Without it (reconstruction from known poses) they are only noted.
+
+        are_expanded
+            Whether images may occur several times, as after symmetry expansion; all copies have to be in one half set.
 
         Raises
         ------
@@ -143,7 +149,12 @@ class ParticleTable:
             stacks, stack_index = merge_links(resolve_stacks(names, stack_index, table, data_dir), stack_index)
             readers = open_stacks(stacks, stack_index, table)
             optics = check_stacks(readers, stack_index, image_index, table, optics, optics_index, notes)
-        check_duplicates(stack_index, image_index, table, None if independent_halves else notes)
+        halves = read_halves(table, None if independent_halves else notes)
+        images = unique_images(stack_index, image_index)
+        if are_expanded:
+            check_expanded(images, halves, table)
+        else:
+            check_duplicates(images, table, None if independent_halves else notes)
         if check_images:
             check_names(names, name_index, stacks, stack_index, table)
         common = common_group(optics, optics_index, table, notes)
@@ -165,7 +176,7 @@ class ParticleTable:
             ctf_scale=floats_or(table, "rlnCtfScalefactor", 1.0, LARGEST_SCALE, "at most 1e3, 1 by custom"),
             angles=read_angles(table),
             shifts=_turned(read_shifts(table, optics, optics_index), optics, optics_index, back=False),
-            halves=read_halves(table, None if independent_halves else notes),
+            halves=halves,
             micrograph_index=micrographs[1],
             micrograph_names=tuple(micrographs[0]),
             group_index=groups[1],
@@ -262,19 +273,22 @@ class ParticleTable:
         return replace(self, **chosen)
 
     def with_halves(self, seed: int) -> ParticleTable:
-        """Return the table with half sets: those given, else drawn at random by the seed, of equal sizes."""
+        """Return the table with half sets: those given, else drawn at random by the seed, of as many images each."""
         if self.halves.any():
             return self
-        halves = np.full(len(self), 2, dtype=np.int8)
-        halves[np.random.default_rng(seed).permutation(len(self))[: (len(self) + 1) // 2]] = 1
-        return replace(self, halves=halves)
+        images = unique_images(self.stack_index, self.image_index)
+        count = int(images.max()) + 1
+        halves = np.full(count, 2, dtype=np.int8)
+        halves[np.random.default_rng(seed).permutation(count)[: (count + 1) // 2]] = 1
+        return replace(self, halves=halves[images])
 
     def quarters(self) -> NDArray[np.int8]:
-        """Return 0 or 1, alternating along each half set, int8 (n,): two independent quarters of either half."""
+        """Return 0 or 1, int8 (n,): two independent quarters of either half, its images taken in turns."""
         quarters = np.zeros(len(self), dtype=np.int8)
         for half in (1, 2):
             members = np.flatnonzero(self.halves == half)
-            quarters[members[np.argsort(self.identifiers[members], kind="stable")][1::2]] = 1
+            members = members[np.argsort(self.identifiers[members], kind="stable")]
+            quarters[members] = unique_images(self.stack_index[members], self.image_index[members]) % 2
         return quarters
 
     def read_images(self, which: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sparsecv.engine.errors import InputError
+from sparsecv.engine.io.checks import unique_images
 from sparsecv.engine.io.mrc import read_map
 from sparsecv.engine.io.particles import ParticleTable
 from sparsecv.engine.physics.fourier import low_pass, resample
@@ -49,7 +50,7 @@ def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progre
     InputError
         For the first thing that is wrong.
     """
-    table = ParticleTable.read(settings.particles, settings.data_dir)
+    table = ParticleTable.read(settings.particles, settings.data_dir, are_expanded=settings.symmetry_expanded)
     for text in table.warnings:
         warn(text)
     if settings.local and not table.has_poses:
@@ -307,6 +308,9 @@ def check_copies(table: ParticleTable, deviation: np.ndarray) -> None:
         Standard deviation of each image (n,), 0 for those without usable numbers: only images in which it is the same
         to the last bit are compared.
     """
+    again = np.ones(len(table), dtype=bool)  # symmetry mates are one image under one name
+    again[np.unique(unique_images(table.stack_index, table.image_index), return_index=True)[1]] = False
+    deviation = np.where(again, 0, deviation)
     order = np.argsort(deviation, kind="stable")
     same = np.flatnonzero((np.diff(deviation[order]) == 0) & (deviation[order[1:]] > 0))
     for place in same.tolist():

@@ -203,6 +203,7 @@ class RefineSettings(RegulariserSettings):
     initial_lowpass: float = option(40.0, "low-pass filter of the starting map, A; 0 leaves it as it is")
     particle_diameter: float | None = option(None, "diameter of the particle, A (default: 90 %% of the box)")
     local: bool = option(False, "search around the poses in the STAR file only")
+    symmetry_expanded: bool = option(False, "images occur once for each symmetry mate, with its pose: local search, C1")
     mask: Path | None = option(None, "mask on the reference, values 0 to 1; nonuniform: outside it the coarsest filter "
                                "holds (default: a sphere)")
     data_dir: Path | None = option(None, "further folder in which image paths are looked up")
@@ -234,6 +235,10 @@ class RefineSettings(RegulariserSettings):
     def __post_init__(self) -> None:
         _check(self)
         self.check_regulariser()
+        if self.symmetry_expanded and not (self.local and self.symmetry.upper() == "C1"):
+            raise InputError("symmetry-expanded particles are refined locally and in C1", item="symmetry_expanded",
+                             rule="each copy of an image has the pose of one symmetry mate",
+                             remedy="add --local, and leave --symmetry away")  # fmt: skip
 
     @property
     def scatter_kernel(self) -> str:
