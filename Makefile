@@ -42,7 +42,7 @@ demo: environment
 	    --output $(DEMO)/run --threads $(THREADS) --seed 1
 	$(SPARSECV) fsc $(DEMO)/run/run_class001.mrc $(DEMO)/data/truth.mrc --mask $(DEMO)/data/mask_protein.mrc \
 	    --output $(DEMO)/truth
-	@echo "Pictures:"; ls $(DEMO)/*/*.png | sed 's/^/  /'
+	@echo "Open in a browser: $(DEMO)/run/report.html"
 
 test: test-engine test-plugin
 

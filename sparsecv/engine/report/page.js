@@ -90,7 +90,7 @@
         if (!this.spec.logarithmic && low > 0 && low < 0.7 * high) low = 0;
         const room = (high - low || Math.abs(high) || 1) * 0.06;
         high += room;
-        if (low !== 0) low -= room;
+        if (low !== 0 || this.spec.logarithmic) low -= room;
       }
       if (this.spec.x_axis === "iteration") { left -= 0.5; right += 0.5; }
       if (this.spec.x_axis === "frequency") left = 0;
