@@ -179,12 +179,15 @@ def test_failed_stopped_and_hostile_runs_say_so(tmp_path) -> None:
         content = json.loads(record.read_text())
         content["optics_groups"][0] = name
         record.write_text(json.dumps(content))
-        (tmp_path / state / "run_it001_record.json").write_text("{")  # damaged: left out
+        (tmp_path / state / "run_it001_record.json").write_text("{")  # damaged, as the picture: left out
+        picture = tmp_path / state / "run_it001_slices.png"
+        picture.write_bytes(picture.read_bytes()[:2000])
         text = RunPage(tmp_path / state).write().read_text()
         parsed(text)
         assert words in text
         assert "<script>alert" not in text
         assert len(numbers_in(text)["charts"][0]["lines"]) == 1
+        assert [image["data-frame"] for image in parsed(text).images] == ["2"]
         assert numbers_in(text)["charts"][-3]["lines"][0]["label"].startswith("</script>")
 
 

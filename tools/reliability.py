@@ -25,7 +25,6 @@ ROWS = {
     "damage at rest": "noticed, or without effect",
     "memory": "smaller batches, the same result",
     "MPI": "all ranks gone within 30 s, one line, gone on to the same bits",
-    "numerics": "finite outputs",
     "determinism": "bit-identical",
     "honesty": "nothing claimed that is not there",
 }
@@ -51,7 +50,8 @@ MIDDLE = """
 ## Bad inputs
 
 Refused before the first iteration with one line that names the file, the item and the rule, or set aside in
-`rejected.star` with the reason, or accepted, where they are odd but good.
+`rejected.star` with the reason, or accepted, where they are odd but good: then all outputs are finite (*numerics*: zero
+weights, no noise, curves that never cross, absurd strengths, small boxes).
 
 | class | tried | refused | set aside | accepted with a note | accepted | otherwise than it must be | crashed |
 |---|---|---|---|---|---|---|---|

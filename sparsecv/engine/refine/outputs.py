@@ -277,4 +277,4 @@ class Status:
             "history": list(history),
         }
         write_json(self.path, content)
-        self._page.write()
+        self._page.write(content)

@@ -66,15 +66,20 @@ class RunPage:
     folder: Path
     _frames: dict[Path, tuple[float, bytes]] = field(default_factory=dict)
 
-    def write(self) -> Path:
+    def write(self, status: Mapping[str, Any] | None = None) -> Path:
         """Write the page, atomically, and return its path.
+
+        Parameters
+        ----------
+        status
+            What ``status.json`` holds; None: it is read.
 
         Raises
         ------
         InputError
             Without a ``status.json`` that can be read.
         """
-        status = self._status()
+        status = self._status() if status is None else status
         history: list[dict[str, Any]] = status.get("history", [])
         records = {number: record for number, record in self._records() if number <= len(history)}
         is_running = status.get("state") == RUNNING
@@ -121,14 +126,19 @@ class RunPage:
                 found[int(number)] = path
         return found
 
-    def _compressed(self, path: Path) -> bytes:
-        written = path.stat().st_mtime
-        if path not in self._frames or self._frames[path][0] != written:
-            out = io.BytesIO()
-            with Image.open(path) as image:
-                image.convert("RGB").save(out, "WEBP", quality=QUALITY, method=2)
-            self._frames[path] = written, out.getvalue()
-        return self._frames[path][1]
+    def _compressed(self, paths: Mapping[int, Path]) -> Iterator[tuple[int, bytes]]:
+        """Pictures as WebP by iteration; what is no picture any more is left out."""
+        for number, path in sorted(paths.items()):
+            try:
+                written = path.stat().st_mtime
+                if path not in self._frames or self._frames[path][0] != written:
+                    out = io.BytesIO()
+                    with Image.open(path) as image:
+                        image.convert("RGB").save(out, "WEBP", quality=QUALITY, method=2)
+                    self._frames[path] = written, out.getvalue()
+            except (OSError, SyntaxError, ValueError):  # as Pillow says that a PNG is damaged
+                continue
+            yield number, self._frames[path][1]
 
     # ------------------------------------------------------------------------------------------------------ sections
     def _add_resolution(self, page: Page, history: list[dict[str, Any]], records: Mapping[int, dict[str, Any]]) -> None:
@@ -168,10 +178,8 @@ class RunPage:
         return found
 
     def _add_frames(self, page: Page) -> None:
-        found = {name: self._pictures(name) for name in PICTURES}
-        shown = {name: {number: self._compressed(path) for number, path in sorted(paths.items())}
-                 for name, paths in found.items() if paths}  # fmt: skip
-        for name, pictures in fitting(shown, MOST_BYTES).items():
+        found = {name: dict(self._compressed(self._pictures(name))) for name in PICTURES}
+        for name, pictures in fitting({name: kind for name, kind in found.items() if kind}, MOST_BYTES).items():
             heading, words = PICTURES[name]
             page.heading(heading)
             page.frames(pictures, words)
