@@ -154,8 +154,8 @@ def seeds(target: str) -> list[bytes]:
             "rlnOpticsGroup": [1], "rlnOpticsGroupName": ["a b"], "rlnVoltage": [300.0],
             "rlnSphericalAberration": [2.7], "rlnAmplitudeContrast": [0.1], "rlnImagePixelSize": [1.5],
             "rlnImageSize": [16], "rlnImageDimensionality": [2], "rlnBeamTiltX": [0.1], "rlnBeamTiltY": [-0.2],
-            "rlnOddZernike": ["[0.1,0,2.5]"], "rlnEvenZernike": ["[0,1e-3]"], "rlnMagMat00": [1.01], "rlnMagMat01": [0.0],
-            "rlnMagMat10": [0.0], "rlnMagMat11": [0.99], "rlnCtfDataArePhaseFlipped": [0],
+            "rlnOddZernike": ["[0.1,0,2.5]"], "rlnEvenZernike": ["[0,1e-3]"], "rlnCtfDataArePhaseFlipped": [0],
+            "rlnMagMat00": [1.01], "rlnMagMat01": [0.0], "rlnMagMat10": [0.0], "rlnMagMat11": [0.99],
         })  # fmt: skip
         star.add_loop("particles", {
             "rlnImageName": ["1@a.mrcs", "2@a.mrcs"], "rlnDefocusU": [1e4, 2e4], "rlnAngleRot": [1.0, 2.0],
