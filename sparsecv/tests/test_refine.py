@@ -35,7 +35,8 @@ class TestSparseCvRefine(SparseCvTest):
         self.assertIn("Band limits: median", "\n".join(filtered.summary()))
         self.assertTrue({"doShowFsc", "doShowSlices"} <= set(self.check_viewers(processed)))
         self.assertTrue({"doShowBandLimit", "doShowHistogram", "doShowChimera"} <= set(self.check_viewers(filtered)))
-        self.assertTrue({"doShowHistory", "doShowPrior", "doShowFsc", "doShowAngles", "doShowLastFsc", "doShowSlices"}
+        self.assertTrue({"doShowHistory", "doShowPrior", "doShowFsc", "doShowAngles", "doShowLastFsc", "doShowSlices",
+                         "doShowPage", "doShowMaps"}
                         <= set(self.check_viewers(made)))
         self.check_validation(processed)
 
@@ -66,7 +67,7 @@ class TestSparseCvRefine(SparseCvTest):
                     view.savefig(path)
                     self.assertGreater(os.path.getsize(path), 5000, path)
                     drawn.append(name)
-                elif name == "doShowChimera":
+                elif name in ("doShowChimera", "doShowMaps"):
                     self.check_chimerax(made, view, notes)
                     drawn.append(name)
         return drawn

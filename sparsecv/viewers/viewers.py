@@ -168,6 +168,7 @@ class SparseCvRefineViewer(SparseCvViewer):
         group = form.addGroup("Result")
         group.addParam("doShowFsc", params.LabelParam, label="Show all FSC curves")
         group.addParam("doShowAngles", params.LabelParam, label="Show the angular distribution")
+        group.addParam("doShowMaps", params.LabelParam, label="Show map, half maps and mask in ChimeraX")
         self._defineSlices(group, self.MAPS)
         if isinstance(self.protocol, SparseCvProtNonUniform):
             group = self._defineBandLimit(form, "run_bandlimit.mrc")
@@ -184,6 +185,7 @@ class SparseCvRefineViewer(SparseCvViewer):
             "doShowBandLimit": lambda _: self._bandLimit("run_locally_filtered.mrc", "run_bandlimit.mrc"),
             "doShowHistogram": lambda _: self._histogram(self.LIMITS),
             "doShowDifference": self._showDifference,
+            "doShowMaps": lambda _: self._script("run.cxc"),
             "doShowChimera": lambda _: self._script("run_bandlimit.cxc"),
         }  # fmt: skip
 
