@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from sparsecv.engine.io.models import read_structure
 from sparsecv.engine.io.mrc import read_map
 from sparsecv.engine.io.star import StarFile
 
+# the one program of a page, behind all that could hold a name; names in its numbers have no "<"
+OWN_SCRIPT = re.compile(r'<script id="data" type="application/json">[^<]*</script>\n<script>\n'
+                        r"// Charts drawn .*?</script>(?=\n</body></html>\n\Z)", re.DOTALL)  # fmt: skip
 PREFIX = "sparsecv: error: "
 
 
@@ -130,7 +134,7 @@ def _acceptance(case: Case, outcome: Outcome, words: tuple[str, ...] | None = No
     for path in outcome.folder.glob("*.cif"):
         read_structure(path)  # which refuses what a name has broken
     for path in outcome.folder.glob("*.html"):
-        text = path.read_text(encoding="utf-8")
+        text = OWN_SCRIPT.sub("", path.read_text(encoding="utf-8"), count=1)
         found += [f"{path.name} has {tag}" for tag in ("<script", "<img src=x") if tag in text]
     for path in outcome.folder.glob("*.cxc"):
         found += [f"{path.name}: {line}" for line in path.read_text().splitlines() if "evil" in line]
