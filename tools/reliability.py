@@ -103,8 +103,11 @@ def page(folder: Path) -> str:
         text += "| not counted | - | - | - | - | - | - | - |\n"
     strays = counted.get("files_outside_of_the_results", "not counted")
     text += f"\nFiles made outside of the results by all of these together: {strays}.\n"
-    for name, one in counted.get("fuzz", {}).items():
-        text += f"\n* fuzzer on the reader of {name}: {json.dumps(one)}"
+    readers = counted.get("fuzz", {})
+    if readers:
+        text += "\nReaders under a fuzzer (atheris), with valid files to begin from:\n\n"
+    for name, one in readers.items():
+        text += f"* {name}: {one['executions']:,} inputs in {one['seconds']} s, {one['crashes']} crashes\n"
     return text + END
 
 
