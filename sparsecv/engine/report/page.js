@@ -26,9 +26,10 @@
   // Values at which an axis has a mark: 1, 2 or 5 times a power of ten; powers of ten on a logarithmic one.
   function marks(low, high, logarithmic) {
     const found = [];
+    if (logarithmic && high - low < 0.7) return marks(10 ** low, 10 ** high, false).map(([at, text]) => [Math.log10(at), text]);
     if (logarithmic) {
       for (let power = Math.floor(low); power <= Math.ceil(high); power++) {
-        for (const factor of high - low > 3 ? [1] : high - low > 1 ? [1, 2, 5] : [1, 1.5, 2, 3, 5, 7]) {
+        for (const factor of high - low > 3 ? [1] : [1, 2, 5]) {
           const at = power + Math.log10(factor);
           if (at >= low - 1e-9 && at <= high + 1e-9) found.push([at, digits(10 ** at)]);
         }
