@@ -65,7 +65,7 @@ reliability: environment-dev
 	@rm -rf $(RELIABILITY) && mkdir -p $(RELIABILITY)
 	SPARSECV_RELIABILITY=$(abspath $(RELIABILITY)) $(VENV)/bin/python -m pytest -n 2 --dist load tests/faults \
 	    $(PYTEST_ARGUMENTS)
-	$(VENV)/bin/python -m pytest -m reliability tests/badinputs $(PYTEST_ARGUMENTS)
+	$(VENV)/bin/python -m pytest -m reliability tests $(PYTEST_ARGUMENTS)
 	@$(VENV)/bin/python -m pip install -q "atheris>=2.3" 2>/dev/null || echo "atheris cannot be installed."
 	$(VENV)/bin/python tests/badinputs/fuzz.py --seconds $(FUZZ_SECONDS) --report $(RELIABILITY)/fuzz.json
 	$(VENV)/bin/python tests/badinputs/report.py --output $(RELIABILITY)/badinputs.json --fuzz $(RELIABILITY)/fuzz.json

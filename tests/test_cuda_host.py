@@ -131,6 +131,7 @@ def _sanitized(task: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.reliability
 def test_kernels_stay_within_their_arrays() -> None:
     done = _sanitized("kernels")
     assert done.returncode == 0, done.stderr[-3000:]

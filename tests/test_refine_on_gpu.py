@@ -76,7 +76,7 @@ def test_refinement_is_that_of_the_cpu(
     symmetry, files = data
     on_cpu = RefineSettings(
         particles=files.truth if is_local else files.particles, reference=files.reference, output=tmp_path / "cpu",
-        symmetry=symmetry, local=is_local, device="cpu", threads=1, iterations=2 if symmetry == "D2" else 3,
+        symmetry=symmetry, local=is_local, device="cpu", threads=1, iterations=2,
         kernel="gaussian" if is_local else "trilinear", batch_memory=1, precision="fp32",
     )  # fmt: skip
     histories = []

@@ -236,7 +236,7 @@ def test_a_new_run_leaves_nothing_of_the_one_before(data: SimulatedFiles, short:
     (tmp_path / "notes.txt").write_text("not ours")
     assert refine(data, tmp_path, "--iterations", 1) == 0
     assert sorted(path.name for path in tmp_path.glob("run_it*")) == [
-        "run_it001_angles.png", "run_it001_fsc.png", "run_it001_slices.png"
+        "run_it001_angles.png", "run_it001_fsc.png", "run_it001_record.json", "run_it001_slices.png"
     ]
     assert (tmp_path / "notes.txt").exists()
     assert "iterations = 1\n" in (tmp_path / "run.toml").read_text()

@@ -19,7 +19,7 @@ from sparsecv.engine.io.results import write_json
 from sparsecv.engine.refine.record import distributions
 from sparsecv.engine.refine.state import ParticleState
 from sparsecv.engine.report.page import Chart, Line, Page
-from sparsecv.engine.report.plots import plot_angles, plot_fsc, plot_slices
+from sparsecv.engine.report.plots import plot_angles, plot_slices
 from sparsecv.engine.report.run_page import MOST_BYTES, RunPage, fitting
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -137,10 +137,12 @@ def fake_run(folder: Path, *, particles: int, iterations: int, **status: object)
             "distributions": distributions(state, np.arange(particles) % 2 + 1),
             "seconds": {"search and sums": 100.0 * number, "pictures": 0.4}, "memory_bytes": 10_000_000_000,
         })  # fmt: skip
-        plot_fsc(folder / f"run_it{number:03d}_fsc.png", {"half maps": curve}, box, pixel_size)
-        plot_slices(folder / f"run_it{number:03d}_slices.png", rng.normal(size=(64, 64, 64)), pixel_size)
-        if number % 5 == 0:
-            plot_angles(folder / f"run_it{number:03d}_angles.png", state.rotations[:5000])
+        if number == 1:  # slices of noise are as hard to compress as any
+            plot_slices(folder / "run_it001_slices.png", rng.normal(size=(64, 64, 64)), pixel_size)
+            plot_angles(folder / "run_it001_angles.png", state.rotations[:5000])
+        else:
+            for name in ("slices", "angles"):
+                shutil.copy(folder / f"run_it001_{name}.png", folder / f"run_it{number:03d}_{name}.png")
         history.append({
             "iteration": number, "stage": "global", "is_last": number == iterations, "band": 20,
             "resolution_0143": 281.6 / (10 + 4 * number), "resolution_05": 281.6 / (8 + 4 * number),
@@ -187,7 +189,7 @@ def test_failed_stopped_and_hostile_runs_say_so(tmp_path) -> None:
         assert words in text
         assert "<script>alert" not in text
         assert len(numbers_in(text)["charts"][0]["lines"]) == 1
-        assert [image["data-frame"] for image in parsed(text).images] == ["2"]
+        assert [one["data-frame"] for one in parsed(text).images if "slices" in one["alt"]] == ["2"]
         assert numbers_in(text)["charts"][-3]["lines"][0]["label"].startswith("</script>")
 
 

@@ -189,7 +189,7 @@ def test_a_cut_out_of_a_raw_map_is_judged_like_the_whole(maps) -> None:
 def test_perfect_models_are_not_said_to_follow_noise() -> None:
     """With a tight mask, too: pairs of halves at two resolutions."""
     clean = clean_transform("AB", BOX, PIXEL)
-    for seed in range(3):
+    for seed in range(2):
         for resolution in (6.0, 9.0):
             def of_one(s, resolution=resolution):
                 whole = half(resolution)(s)
@@ -357,12 +357,11 @@ def test_frames_on_the_command_line(files, tmp_path, capsys) -> None:
     assert not (tmp_path / "out").exists()
     origin = ",".join(f"{value:.3f}" for value in GRID.origin)
     curves = []
-    for more in (("--frame", "centred"), ("--frame", "scipion"), ("--frame", "scipion", f"--origin={origin}")):
+    for more in (("--frame", "centred"), ("--frame", "scipion", f"--origin={origin}")):
         assert run(*words, *more) == 0
         table = StarFile.read(tmp_path / "out" / "model_fsc.star").table("model_fsc")
         curves.append(table.floats("fscModelMasked"))
-    assert np.allclose(curves[0], curves[1])
-    assert np.allclose(curves[0], curves[2], atol=1e-3)
+    assert np.allclose(curves[0], curves[1], atol=1e-3)
 
 
 def test_wrong_files_are_named(files, tmp_path, capsys) -> None:

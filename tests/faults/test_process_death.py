@@ -58,7 +58,7 @@ def iterations(log: Path) -> tuple[int, int]:
 
 
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize(("sign", "full", "short"), [(signal.SIGKILL, 200, 8), (signal.SIGTERM, 50, 4)],
+@pytest.mark.parametrize(("sign", "full", "short"), [(signal.SIGKILL, 200, 4), (signal.SIGTERM, 50, 2)],
                          ids=["SIGKILL", "SIGTERM"])
 def test_runs_go_on_to_the_same_result(
     sign: signal.Signals, full: int, short: int, data: SimulatedFiles, server: Server,
