@@ -33,33 +33,40 @@ class MagnificationFit:
 def fit_magnification(observer: Observer, groups: np.ndarray) -> MagnificationFit:
     """M of some optics groups, (G,) bool; images are read anew at every step, as their new M has it.
 
-    A step that does not raise the likelihood by more than noise does, half a nat for each of the four numbers, is taken
-    back, and ends it for that group.
+    The gain of a step is the integral of the gradient along it, by the trapezoidal rule. One that does not gain more
+    than noise does, half a nat for each of the four numbers, is taken back, and ends it for that group.
     """
     rows = np.flatnonzero(groups[observer.table.optics_index])
     rows = rows[np.argsort(observer.table.optics_index[rows], kind="stable")]
-    start, gradient, hessian = _sums(observer, rows)
-    value, active = start.copy(), groups.copy()
+    gradient, hessian = _sums(observer, rows)
+    gain, active = np.zeros(len(groups)), groups.copy()
     error = np.stack([np.sqrt(np.maximum(np.diagonal(np.linalg.pinv(one)), 0)) for one in hessian]).reshape(-1, 2, 2)
     for _ in range(STEPS):
         step = np.stack([np.linalg.lstsq(h, g, rcond=None)[0] for g, h in zip(gradient, hessian, strict=True)])
-        change = np.where(active[:, None, None], np.clip(step, -LARGEST, LARGEST).reshape(-1, 2, 2), 0)
-        tried = with_magnification(observer, change)
-        found, new_gradient, new_hessian = _sums(tried, rows)
-        better = active & (found > value + LEAST_GAIN)
-        observer = with_magnification(observer, np.where(better[:, None, None], change, 0))
-        value, active = np.where(better, found, value), better
-        gradient, hessian = new_gradient, new_hessian
+        step = np.where(active[:, None], np.clip(step, -LARGEST, LARGEST), 0)
+        new_gradient, new_hessian = _sums(with_magnification(observer, step.reshape(-1, 2, 2)), rows)
+        gained = ((gradient + new_gradient) * step).sum(axis=1) / 2
+        active = active & (gained > LEAST_GAIN)
         if not active.any():
             break
-    return MagnificationFit(observer, error, value - start)
+        observer = with_magnification(observer, np.where(active[:, None], step, 0).reshape(-1, 2, 2))
+        gain += np.where(active, gained, 0)
+        gradient, hessian = new_gradient, new_hessian
+    return MagnificationFit(observer, error, gain)
 
 
-def _sums(observer: Observer, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Log-likelihood (G,), and its gradient (G, 4) and information (G, 4, 4) in the elements of M."""
+def _sums(observer: Observer, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Gradient (G, 4) of the log-likelihood of each optics group in the elements of M, and information (G, 4, 4).
+
+    References P = W (P_0 + e) have noise, and the filter's slope makes one that is stretched seem to fit better: with
+    W = P_0^2 / (P_0^2 + e^2), E Re conj(dP/dq) C (X - C P) = C^2 |P|^2 W' / 2W along q. It is taken off.
+    """
     disc, index, count = observer.disc, observer.table.optics_index, len(observer.table.optics)
     k = np.stack([disc.kx, disc.ky]).astype(np.float64)
-    value, gradient, hessian = np.zeros(count), np.zeros((count, 4)), np.zeros((count, 4, 4))
+    weights = np.maximum(observer.references.weights, 1e-3)
+    fall = (np.gradient(np.log(weights)) / 2)[disc.shell]
+    along = k[:, None] * k[None] * (fall / np.hypot(*k))  # (2, 2, J)
+    gradient, hessian = np.zeros((count, 4)), np.zeros((count, 4, 4))
     for part in observer.batches(rows):
         seen, rotations = observer.observe(part), observer.rotations(part)
         values = seen.envelope * np.sin(seen.phase)
@@ -69,21 +76,24 @@ def _sums(observer: Observer, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray,
                    for first, second in zip(*observer.references.moments, strict=True)]  # fmt: skip
         factor = np.complex64(-2j * np.pi / observer.table.box)
         slopes = [np.sum([rotations[:, a, c, None].astype(np.float32) * moment for c, moment in enumerate(moments)],
-                         axis=0) * scaled * factor for a in (0, 1)]  # fmt: skip
-        fit = (np.conj(expected) * (seen.images - expected / 2)).real * seen.inverse
-        np.add.at(value, index[part], fit.sum(axis=1, dtype=np.float64))
+                         axis=0) * factor for a in (0, 1)]  # fmt: skip
+        if seen.own is not None:
+            slopes = [slope - own for slope, own in zip(slopes, observer.gradients(seen.own), strict=True)]
+        slopes = [slope * scaled for slope in slopes]
         residual = (seen.images - expected) * seen.inverse
+        power = (expected.real**2 + expected.imag**2) * seen.inverse
         for group in np.unique(index[part]).tolist():
             own = index[part] == group
             pull = [(np.conj(slope[own]) * residual[own]).real.sum(axis=0, dtype=np.float64) for slope in slopes]
             gradient[group] += np.array([[pull[a] @ k[b] for b in (0, 1)] for a in (0, 1)]).ravel()
+            gradient[group] -= (along @ power[own].sum(axis=0, dtype=np.float64)).ravel()
             stiff = {(a, c): ((np.conj(slopes[a][own]) * slopes[c][own]).real * seen.inverse[own])
                      .sum(axis=0, dtype=np.float64) for a, c in ((0, 0), (0, 1), (1, 1))}  # fmt: skip
             for first in range(4):
                 for second in range(4):
                     (a, b), (c, d) = divmod(first, 2), divmod(second, 2)
                     hessian[group, first, second] += (stiff[min(a, c), max(a, c)] * k[b]) @ k[d]
-    return value, gradient, hessian
+    return gradient, hessian
 
 
 def with_magnification(observer: Observer, change: np.ndarray) -> Observer:

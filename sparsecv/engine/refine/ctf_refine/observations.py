@@ -40,6 +40,7 @@ from sparsecv.engine.refine.noise import LEAST_NOISE, SCALE_LIMIT
 from sparsecv.engine.refine.volumes import PADDING, map_to_volume
 
 LARGEST_PART = 1 << 21  # pixels of a batch: it takes some 100 bytes for each
+KAPPA_IMAGES = 2000  # about so many tell kappa
 LEAST_KAPPA, LARGEST_KAPPA = 0.02, 1.25
 MASK_SHELLS = 16  # of the mask along the view: masks are soft
 
@@ -109,6 +110,8 @@ class Observed:
         (I, J) float32, 1 / sigma^2.
     phase, envelope
         (I, J) float32: gamma in radians and E, which is 0 where an image holds nothing.
+    own
+        (I, J) complex64: what was taken out of P, without s; None where nothing was.
     """
 
     rows: np.ndarray
@@ -117,6 +120,7 @@ class Observed:
     inverse: np.ndarray
     phase: np.ndarray
     envelope: np.ndarray
+    own: np.ndarray | None = None
 
     def products(self) -> tuple[np.ndarray, np.ndarray]:
         """E conj(s P) X / sigma^2, complex64, and E^2 |s P|^2 / sigma^2, float32, (I, J) each."""
@@ -143,6 +147,8 @@ class Observer:
         The particles as the half maps were made of them.
     share
         (2, shells) N / kappa of either half map, in images with a CTF of 1; infinite where nothing is taken out.
+    power
+        (2, shells) sum of C_0^2 over the images and pixels of either half; None before it is measured.
     """
 
     ops: Any
@@ -155,6 +161,7 @@ class Observer:
     noise_row: np.ndarray
     given: ParticleTable
     share: np.ndarray
+    power: np.ndarray | None = None
 
     @classmethod
     def of(cls, ops: Any, table: ParticleTable, references: References, norm: np.ndarray) -> Observer:
@@ -194,12 +201,14 @@ class Observer:
         images, good = self._images(self.table, rows)
         phase, envelope = self.optics_of(self.table, rows)
         slices = self.slices_of(self.references.volumes, rows, self.rotations(rows))
+        own = None
         if np.isfinite(self.share).all():
             is_as_given = self.given.optics == self.table.optics
-            slices -= self.own_part(rows, images if is_as_given else self._images(self.given, rows)[0], slices)
+            own = self.own_part(rows, images if is_as_given else self._images(self.given, rows)[0], slices)
+            slices -= own
         slices *= (self.scale[rows] * good).astype(np.float32)[:, None]
         inverse = (1 / self.noise).astype(np.float32)[self.noise_row[rows]].take(self.disc.shell, axis=1)
-        return Observed(rows, images, slices, inverse, phase, envelope)
+        return Observed(rows, images, slices, inverse, phase, envelope, own)
 
     def _images(self, table: ParticleTable, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Centred transforms (I, J) complex64 of images as a table says that they are, and which are good (I,)."""
@@ -229,6 +238,14 @@ class Observer:
         masked = self._planes(residual, disc) * along
         own = self.ops.rfft2(masked.astype(np.float32)).reshape(len(rows), -1).take(disc.flat, axis=1)
         return (own * (weights / np.float32(box))).astype(np.complex64)
+
+    def gradients(self, values: np.ndarray) -> list[np.ndarray]:
+        """Derivatives along k_x and k_y of transforms (I, J) of images, (I, J) complex64 each: of -2 pi i r / box."""
+        planes, box = self._planes(values, self.disc), self.table.box
+        r = (np.fft.fftfreq(box) * box).astype(np.float32)
+        factor = np.complex64(-2j * np.pi / box**2)
+        return [self.ops.rfft2(planes * axis).reshape(len(values), -1).take(self.disc.flat, axis=1) * factor
+                for axis in (r, r[:, None])]  # fmt: skip
 
     def _planes(self, values: np.ndarray, disc: Disc) -> np.ndarray:
         """Images (I, box, box) with their centre at pixel 0 of the pixels (I, J) of a disc, float32."""
@@ -291,38 +308,40 @@ def measured(observer: Observer, files: tuple[Path, ...]) -> Observer:
     plain = replace(observer, scale=np.ones(len(table)), noise=np.ones_like(observer.noise))
     keys = observer.noise_row * len(table.group_names) + table.group_index
     unique, place = np.unique(keys, return_inverse=True)
-    sums = np.zeros((3, len(unique), disc.last + 1))
+    sums = np.zeros((4, len(unique), disc.last + 1))
     counts = np.zeros(len(unique))
     for rows in plain.batches(np.arange(len(table))):
         seen = plain.observe(rows)
         product, power = seen.products()
         sine = np.sin(seen.phase)
-        parts = (seen.images.real**2 + seen.images.imag**2, sine * product.real, sine**2 * power)
+        parts = (seen.images.real**2 + seen.images.imag**2, sine * product.real, sine**2 * power,
+                 (seen.envelope * sine) ** 2)  # fmt: skip
         for total, part in zip(sums, parts, strict=True):
             np.add.at(total, place[rows], observer.ops.sum_disc_shells(part, disc.offsets))
         np.add.at(counts, place[rows], 1)
-    scale, noise = _levels(observer, sums, counts, unique, place, files)
+    scale, noise = _levels(observer, sums[:3], counts, unique, place, files)
+    if observer.power is None:
+        total = np.zeros_like(observer.share)
+        np.add.at(total, unique // len(table.group_names) // len(table.optics), sums[3])
+        observer = replace(observer, power=total)
     return replace(observer, scale=scale, noise=noise)
 
 
 def without_own(observer: Observer) -> tuple[Observer, float]:
-    """The observer that takes the particles out of their references, and kappa; it has scales and noise already.
+    """The observer that takes the particles out of their references, and kappa; scales and noise are measured.
 
     A shell of the map has sum C_0^2 of all images over their pixels in it, for each of its voxels. Both half maps are
-    compared with all images, and all that comes of it is kappa.
+    compared with some of the images, and all that comes of it is kappa.
     """
     table, disc = observer.table, observer.disc
-    share = np.zeros_like(observer.share)
-    for rows in observer.batches(np.arange(len(table))):
-        phase, envelope = observer.optics_of(table, rows)
-        power = observer.ops.sum_disc_shells((envelope * np.sin(phase)) ** 2, disc.offsets)
-        np.add.at(share, table.halves[rows] - 1, power)
+    assert observer.power is not None, "measured"
     # of each pair of mates the disc has one
-    share = np.maximum(2 * share / np.maximum(shell_counts(table.box)[: disc.last + 1], 1), 1e-6)
+    share = np.maximum(2 * observer.power / np.maximum(shell_counts(table.box)[: disc.last + 1], 1), 1e-6)
     share[:, 0] = share[:, 1]
     full = replace(observer, share=share)
     excess = expected = 0.0
-    for rows in observer.batches(np.arange(len(table))):
+    few = max(1, len(table) // KAPPA_IMAGES)
+    for rows in observer.batches(np.arange(0, len(table), few)):
         seen = observer.observe(rows)
         weighted = seen.images * (seen.inverse * seen.envelope * np.sin(seen.phase))
         weighted *= (observer.scale[rows] * seen.slices.any(axis=1)).astype(np.float32)[:, None]

@@ -125,7 +125,9 @@ def ctf_refine(settings: CtfRefineSettings, half1: Map, half2: Map, say: Say, wa
     say(f"{len(own)} particles, compared to {resolution:.2f} A (shell {references.last_shell} of box {own.box} px); "
         f"{100 * kappa:.0f} % of what each should have left in its own half map are there, and are taken out")
     state = _State(settings, measured(observer, maps), say, warn, kappa)
-    for number in range(1, settings.rounds + 1):
+    for number in range(1, settings.times + 1):
+        if number > 1:
+            state.measure()
         state.round(number)
     return state.result(table, np.flatnonzero(usable), resolution)
 
@@ -159,9 +161,12 @@ class _State:
             gains["aberrations"] = self._aberrations()
         if s.of_defocus:
             gains["defocus"] = self._defocus()
-        self.observer = measured(self.observer, s.files[1:3])
         told = ", ".join(f"{name} {gain:.0f}" for name, gain in gains.items())
         self.say(f"round {number}: log-likelihood gained by {told or 'nothing'}")
+
+    def measure(self) -> None:
+        """Scales and noise anew."""
+        self.observer = measured(self.observer, self.settings.files[1:3])
 
     def _magnification(self) -> float:
         fit = fit_magnification(self.observer, self.enough)

@@ -49,8 +49,8 @@ class CtfRefineSettings:
     pixel_size: float | None = option(None, "of the maps, A, instead of what the headers say", expert=True)
     defocus_prior: float | None = option(None, "width of a Gaussian prior on changes of defocus and astigmatism, A "
                                          "(default: the range)", expert=True)  # fmt: skip
-    rounds: int = option(2, "times that everything asked for is refined, each with what the others have become",
-                         expert=True)  # fmt: skip
+    rounds: int | None = option(None, "times that everything asked for is refined (default: 2, or 1 where there is "
+                                "nothing else that it is seen through)", expert=True)  # fmt: skip
     least_particles: int = option(100, "optics groups with fewer keep their aberrations and magnification", expert=True)
 
     def __post_init__(self) -> None:
@@ -93,6 +93,12 @@ class CtfRefineSettings:
         """STAR file, half maps and output folder."""
         assert self.particles and self.half1 and self.half2, "checked above"
         return self.particles, self.half1, self.half2, self.output
+
+    @property
+    def times(self) -> int:
+        """Rounds."""
+        kinds = (self.of_defocus, self.beam_tilt or self.trefoil or self.even_aberrations, self.magnification)
+        return (2 if sum(kinds) > 1 else 1) if self.rounds is None else self.rounds
 
     @property
     def of_groups(self) -> bool:
