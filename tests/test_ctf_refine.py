@@ -260,6 +260,18 @@ def test_particles_are_taken_out_of_their_own_map(tmp_path: Path) -> None:
     assert np.polyfit(before, taken, 1)[0] == pytest.approx(-1, abs=0.15)
 
 
+def test_grey_scale_of_the_maps_does_not_matter(tmp_path: Path) -> None:
+    given = reconstructed(make(tmp_path / "set", Planted(defocus=500), count=300, noise=2.0, seed=4))
+    scaled = tmp_path / "half1.mrc", tmp_path / "half2.mrc"
+    for path, other in zip(scaled, given.halves, strict=True):
+        write_map(path, 0.2 * read_map(other).data, PIXEL_SIZE)
+    found = []
+    for name, one in (("same", given), ("scaled", replace(given, halves=scaled))):
+        refine(one, tmp_path / name, "--defocus", "--particle-diameter", 40)
+        found.append(errors(one, tmp_path / name)[:, 0])
+    assert np.sqrt(np.mean((found[0] - found[1]) ** 2)) < 0.2 * found[0].std()
+
+
 def test_own_part_does_not_hold_the_magnification(tmp_path: Path) -> None:
     given = reconstructed(make(tmp_path / "set", Planted(matrix=MAGNIFICATION), count=300, noise=2.0, seed=4))
     told = refine(given, tmp_path / "out", "--magnification", "--particle-diameter", 40)

@@ -29,6 +29,7 @@ from sparsecv.engine.physics.disc import Disc
 from sparsecv.engine.refine.ctf_refine.observations import Observed, Observer
 
 GRID_RADIANS = 0.5  # of the phase at the highest frequency, between neighbours of the grid
+GRID_BLOCK = 64  # changes
 NEWTON_STEPS, GAUSS_NEWTON_STEPS, HALVINGS = 6, 4, 3
 ALTERNATIONS = 2  # of defocus by particle and astigmatism by micrograph
 
@@ -77,9 +78,13 @@ class Profile:
 
     def on_grid(self, changes: np.ndarray) -> np.ndarray:
         """L (I, G) at changes (G,), A."""
-        angle = self.rate[:, None] * changes
         a, b, c, d = self.terms
-        found: np.ndarray = a @ np.cos(angle) + b @ np.sin(angle) + (c @ np.cos(2 * angle) - d @ np.sin(2 * angle)) / 4
+        found = np.empty((a.shape[0], len(changes)))
+        for start in range(0, len(changes), GRID_BLOCK):  # a table for all at once could be of gigabytes
+            part = slice(start, start + GRID_BLOCK)
+            angle = self.rate[:, None] * changes[part]
+            found[:, part] = a @ np.cos(angle) + b @ np.sin(angle)
+            found[:, part] += (c @ np.cos(2 * angle) - d @ np.sin(2 * angle)) / 4
         return found - self.precision / 2 * (self.start[:, None] + changes) ** 2
 
     def at(self, change: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

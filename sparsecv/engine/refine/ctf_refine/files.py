@@ -67,7 +67,9 @@ def numbers(settings: CtfRefineSettings, found: CtfRefineResult) -> dict[str, An
                                "own_part": found.kappa}  # fmt: skip
     if settings.of_defocus:
         known = np.isfinite(found.error)
+        beyond = np.mean(found.change[known] ** 2) - np.mean(found.error[known] ** 2) if known.any() else 0.0
         content["defocus"] = {
+            "spread": float(np.sqrt(max(beyond, 0))),
             "rms_change": float(np.sqrt(np.mean(found.change**2))),
             "mean_change": float(found.change.mean()),
             "median_error": float(np.median(found.error[known])) if known.any() else None,
@@ -111,9 +113,9 @@ def summary(settings: CtfRefineSettings, found: CtfRefineResult) -> list[str]:
     if settings.of_defocus:
         told = content["defocus"]
         error = "unknown" if told["median_error"] is None else f"{told['median_error']:.0f} A"
-        lines.append(f"defocus: rms change {told['rms_change']:.0f} A, mean {told['mean_change']:+.0f} A, median error "
-                     f"by noise {error}, {told['at_bound']} of {len(found.change)} at the bound of "
-                     f"{settings.defocus_range:g} A")  # fmt: skip
+        lines.append(f"defocus: rms change {told['rms_change']:.0f} A, of which {told['spread']:.0f} A beyond noise; "
+                     f"mean {told['mean_change']:+.0f} A, median error by noise {error}; {told['at_bound']} of "
+                     f"{len(found.change)} at the bound of {settings.defocus_range:g} A")  # fmt: skip
     for one in [one for one in found.groups if one.is_refined][:MOST_PICTURES]:
         group, parts = one.group, []
         if settings.beam_tilt:

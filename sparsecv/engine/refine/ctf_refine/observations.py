@@ -41,7 +41,8 @@ from sparsecv.engine.refine.volumes import PADDING, map_to_volume
 
 LARGEST_PART = 1 << 21  # pixels of a batch: it takes some 100 bytes for each
 KAPPA_IMAGES = 2000  # about so many tell kappa
-LEAST_KAPPA, LARGEST_KAPPA = 0.02, 1.25
+LEAST_KAPPA, LARGEST_KAPPA = 0.02, 1.2
+ANOTHER_GREY = 1.5
 MASK_SHELLS = 16  # of the mask along the view: masks are soft
 
 
@@ -338,6 +339,9 @@ def without_own(observer: Observer) -> tuple[Observer, float]:
     # of each pair of mates the disc has one
     share = np.maximum(2 * observer.power / np.maximum(shell_counts(table.box)[: disc.last + 1], 1), 1e-6)
     share[:, 0] = share[:, 1]
+    grey = float(np.median(observer.scale))  # too high by some per cent, as particles are still in their maps
+    if not 1 / ANOTHER_GREY < grey < ANOTHER_GREY:  # a map of another grey scale than that of the images
+        share *= grey
     full = replace(observer, share=share)
     excess = expected = 0.0
     few = max(1, len(table) // KAPPA_IMAGES)

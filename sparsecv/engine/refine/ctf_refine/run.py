@@ -161,7 +161,7 @@ class _State:
             gains["aberrations"] = self._aberrations()
         if s.of_defocus:
             gains["defocus"] = self._defocus()
-        told = ", ".join(f"{name} {gain:.0f}" for name, gain in gains.items())
+        told = ", ".join(f"{name} {max(gain, 0):.0f}" for name, gain in gains.items())
         self.say(f"round {number}: log-likelihood gained by {told or 'nothing'}")
 
     def measure(self) -> None:
