@@ -12,7 +12,7 @@ phase is wrapped.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import least_squares
@@ -24,9 +24,13 @@ from sparsecv.engine.refine.ctf_refine.observations import Observer
 ODD_TERMS, EVEN_TERMS = 6, 9  # monomials of degrees 1 and 3; of degrees 0, 2 and 4
 PRIOR = 10.0  # radians at the highest frequency: width of a Gaussian on what each term adds there
 BANDS = (0.4, 0.55, 0.7, 0.85, 1.0)  # of the highest shell
+AMPLITUDES, LEAST_AMPLITUDE = 3, 0.1  # times that amplitudes of shells and phases are fitted in turn
 LINEAR = ((1, 0, 0, 0, 0, 0), (0, 1, 0, 0, 0, 0))
 COMA = ((0, 0, 1, 0, 1, 0), (0, 0, 0, 1, 0, 1))  # x |k|^2 and y |k|^2
 TREFOIL = ((0, 0, 1, 0, -3, 0), (0, 0, 0, 3, 0, -1))  # Re and Im (x + iy)^3
+
+
+Residual = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass
@@ -109,13 +113,42 @@ def fit_odd(sums: PhaseSums, group: int, disc: Disc, length: float, *, coma: boo
 
 
 def fit_even(sums: PhaseSums, group: int, disc: Disc, length: float) -> PhaseFit:
-    """Even phase of a group's CTFs beyond what they have: all terms up to the 4th order."""
-    y, (b_ss, b_sc, b_cc) = sums.even[group], sums.even_weight[group]
+    """Even phase of a group's CTFs beyond what they have: all terms up to the 4th order.
+
+    Each shell has an amplitude of its own, the best one: phases would make up for signal that references lack, or have
+    too much of.
+    """
+    y, b = sums.even[group], sums.even_weight[group]
+    powers = monomials(disc.kx / length, disc.ky / length, EVEN_TERMS)
+    amplitude, fit = np.ones(len(disc)), None
+    none = _profile(y, b, np.zeros(len(disc)), disc)
+    for _ in range(AMPLITUDES):
+        phase = np.zeros(len(disc)) if fit is None else fit.polynomial @ powers
+        above, below = _profile(y, b, phase, disc)
+        amplitude = np.maximum(above / np.maximum(below, 1e-12), LEAST_AMPLITUDE)[disc.shell]
+        fit = _fit(_residual_of(amplitude * y, amplitude**2 * b), powers, np.eye(EVEN_TERMS), disc)
+    assert fit is not None, "fitted at least once"
+    best = _profile(y, b, fit.polynomial @ powers, disc)
+    gain = sum(sign * float((above**2 / np.maximum(below, 1e-12))[1:].sum()) / 2
+               for sign, (above, below) in ((1, best), (-1, none)))  # fmt: skip
+    return replace(fit, gain=gain)
+
+
+def _profile(y: np.ndarray, b: np.ndarray, phase: np.ndarray, disc: Disc) -> tuple[np.ndarray, np.ndarray]:
+    """v.y and v^T B v summed over each shell, (shells,), of v = (cos e, -sin e)."""
+    cosine, sine = np.cos(phase), np.sin(phase)
+    above, below = cosine * y[0] - sine * y[1], cosine**2 * b[0] - 2 * sine * cosine * b[1] + sine**2 * b[2]
+    return tuple(np.bincount(disc.shell, part, disc.last + 1) for part in (above, below))  # type: ignore[return-value]
+
+
+def _residual_of(y: np.ndarray, b: np.ndarray) -> Residual:
+    """What is left of the even phase's equations, whitened: L^T v - L^-1 y with B = L L^T; and its slope."""
+    b_ss, b_sc, b_cc = b
     least = 1e-12 + 1e-6 * b_ss.mean()  # the weight of cos^2 and sin^2 is there everywhere but for few images
     l_00 = np.sqrt(b_ss + least)
     l_10 = b_sc / l_00
-    l_11 = np.sqrt(np.maximum(b_cc + least - l_10**2, least))  # Cholesky: B = L L^T
-    first = y[0] / l_00  # L^-1 y
+    l_11 = np.sqrt(np.maximum(b_cc + least - l_10**2, least))
+    first = y[0] / l_00
     second = (y[1] - l_10 * first) / l_11
 
     def residual(phase: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -125,10 +158,7 @@ def fit_even(sums: PhaseSums, group: int, disc: Disc, length: float) -> PhaseFit
         cosine, sine = np.cos(phase), np.sin(phase)
         return upper(cosine, -sine) - np.stack([first, second]), upper(-sine, -cosine)
 
-    return _fit(residual, monomials(disc.kx / length, disc.ky / length, EVEN_TERMS), np.eye(EVEN_TERMS), disc)
-
-
-Residual = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    return residual
 
 
 def _fit(residual: Residual, powers: np.ndarray, basis: np.ndarray, disc: Disc) -> PhaseFit:
