@@ -41,8 +41,8 @@ from sparsecv.engine.refine.volumes import PADDING, map_to_volume
 
 LARGEST_PART = 1 << 21  # pixels of a batch: it takes some 100 bytes for each
 KAPPA_IMAGES = 2000  # about so many tell kappa
-LEAST_KAPPA, LARGEST_KAPPA = 0.02, 1.2
-ANOTHER_GREY = 1.5
+LEAST_KAPPA, LARGEST_KAPPA = 0.02, 1.2  # below the one nothing is taken out; few particles tell kappa badly
+ANOTHER_GREY = 1.5  # scales beyond this factor are those of maps, not of images
 MASK_SHELLS = 16  # of the mask along the view: masks are soft
 
 
