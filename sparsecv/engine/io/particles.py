@@ -272,6 +272,11 @@ class ParticleTable:
         chosen: dict[str, Any] = {name: value[index] for name, value in values if isinstance(value, np.ndarray)}
         return replace(self, **chosen)
 
+    def with_optics(self, optics: tuple[OpticsGroup, ...]) -> ParticleTable:
+        """Return the table with other optics groups in place of its own: images come in through them from then on."""
+        shifts = _turned(self.image_shifts, optics, self.optics_index, back=False)
+        return replace(self, optics=optics, shifts=shifts)
+
     def with_halves(self, seed: int) -> ParticleTable:
         """Return the table with half sets: those given, else drawn at random by the seed, of as many images each."""
         if self.halves.any():
@@ -352,6 +357,7 @@ class ParticleTable:
         halves: ArrayLike | None = None,
         columns: Mapping[str, ArrayLike | Sequence[str]] | None = None,
         keep: ArrayLike | None = None,
+        optics: Mapping[str, Sequence[Any]] | None = None,
     ) -> None:
         """Write the particles as RELION 3.1 or later has them; what is not given is kept as it was read.
 
@@ -365,6 +371,8 @@ class ParticleTable:
             Further columns by name, one value per particle.
         keep
             Mask or positions: which particles to write. Arrays still have one entry per particle of this table.
+        optics
+            Columns of the optics table by name, one value per group.
 
         Notes
         -----
@@ -396,6 +404,8 @@ class ParticleTable:
         for column, given in (columns or {}).items():
             texts = list(given) if isinstance(given, (list, tuple)) else np.asarray(given).tolist()
             table.set(column, [texts[row] for row in index.tolist()])
+        for column, values in (optics or {}).items():
+            star.table("optics").set(column, values)
         star.write(path)
 
     def _by_stack(self, index: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:

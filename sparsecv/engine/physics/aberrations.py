@@ -68,6 +68,34 @@ def odd_polynomial(
     return polynomial
 
 
+def even_coefficients(polynomial: NDArray[np.float64]) -> NDArray[np.float64]:
+    """RELION's even Zernike coefficients of even monomials: the inverse of `even_polynomial`."""
+    return _coefficients(polynomial, even_order)
+
+
+def odd_coefficients(polynomial: NDArray[np.float64]) -> NDArray[np.float64]:
+    """RELION's odd Zernike coefficients of odd monomials: the inverse of `odd_polynomial` without a tilt."""
+    return _coefficients(polynomial, odd_order)
+
+
+def split_coma(
+    polynomial: NDArray[np.float64], cs_mm: float, wavelength: float
+) -> tuple[tuple[float, float], NDArray[np.float64]]:
+    """Beam tilt (x, y) in mrad that makes the coma of odd monomials, and the monomials without it.
+
+    A cubic a x^3 + b x^2 y + c x y^2 + d y^3 is coma (3a + c)/4 x|k|^2 + (b + 3d)/4 y|k|^2 and trefoil. Without a
+    spherical aberration no tilt makes any: all of it stays.
+    """
+    if cs_mm == 0 or len(polynomial) < 6:
+        return (0.0, 0.0), polynomial
+    a, b, c, d = polynomial[2:6]
+    coma = np.array([(3 * a + c) / 4, (b + 3 * d) / 4])
+    rest = polynomial.copy()
+    rest[2:6] -= (*coma, *coma)
+    tilt = coma / (-2 * np.pi * cs_mm * 1e7 * wavelength**2 * 1e-3)
+    return (float(tilt[0]), float(tilt[1])), rest
+
+
 def monomials(x: Any, y: Any, count: int, *, odd: bool = False) -> NDArray[np.float64]:
     """Even or odd monomials at frequencies x, y (J,) in 1/A, float64 (count, J)."""
     first, second = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
@@ -92,6 +120,16 @@ def _polynomial(coefficients: Sequence[float], order: Any) -> NDArray[np.float64
             before = sum(degree + 1 for degree in range(first, a + b, 2))
             found[before + b] += coefficient * factor
     return found
+
+
+def _coefficients(polynomial: NDArray[np.float64], order: Any) -> NDArray[np.float64]:
+    """Zernike coefficients of monomials of one parity; there are as many of either, up to any degree."""
+    count = len(polynomial)
+    columns = np.zeros((count, count))
+    for index in range(count):
+        found = _polynomial([0.0] * index + [1.0], order)
+        columns[: len(found), index] = found
+    return np.asarray(np.linalg.solve(columns, polynomial), dtype=np.float64) if count else np.zeros(0)
 
 
 def _zernike(n: int, m: int) -> dict[tuple[int, int], float]:

@@ -92,6 +92,34 @@ def frequency_powers(kx: Any, ky: Any, box: int, pixel_size: float, xp: Any = np
     return xp.asarray(np.concatenate([powers, monomials(x, y, even)]) if even else powers)
 
 
+def phase_terms(parameters: CtfParameters) -> np.ndarray:
+    """Coefficients (n, 5 + E) of gamma as a polynomial in `frequency_powers`, float64."""
+    p = parameters
+    lam = wavelength(p.voltage_kv)
+    mean, along, across = defocus_terms(p.defocus_u, p.defocus_v, p.defocus_angle)
+    quadratic = np.pi * lam * np.stack([mean + along, 2 * across, mean - along])
+    quartic = -0.5 * np.pi * p.cs_mm * 1e7 * lam**3
+    contrast = np.asarray(p.amplitude_contrast, dtype=np.float64)
+    constant = np.deg2rad(p.phase_shift) + np.arctan2(contrast, np.sqrt(np.maximum(1 - contrast**2, 0)))
+    terms = np.stack([quadratic[0], quadratic[1], quadratic[2], quartic, constant], axis=1)
+    return terms if p.even is None else np.concatenate([terms, -p.even], axis=1)
+
+
+def defocus_terms(u: np.ndarray, v: np.ndarray, angle: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean m, along a and across c of defoci in A, (n,) each: dz |k|^2 = m |k|^2 + a (k_x^2 - k_y^2) + 2 c k_x k_y."""
+    half_difference, twice = (u - v) / 2, 2 * np.deg2rad(angle)
+    return (u + v) / 2, half_difference * np.cos(twice), half_difference * np.sin(twice)
+
+
+def defocus_of_terms(
+    mean: np.ndarray, along: np.ndarray, across: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Defocus u >= v in A and the angle in degrees, [0, 180), that have these `defocus_terms`."""
+    half_difference = np.hypot(along, across)
+    angle = np.rad2deg(np.arctan2(across, along)) / 2 % 180
+    return mean + half_difference, mean - half_difference, angle
+
+
 def ctf(
     parameters: CtfParameters,
     kx: Any,
@@ -130,18 +158,7 @@ def ctf(
     gamma = a k_x^2 + 2 b k_x k_y + c k_y^2 + d k^4 + e, and monomials of even aberrations: the coefficients are
     computed in float64 on the host and only the polynomial is evaluated for every pixel.
     """
-    p = parameters
-    lam = wavelength(p.voltage_kv)
-    mean, half_difference = (p.defocus_u + p.defocus_v) / 2, (p.defocus_u - p.defocus_v) / 2
-    twice = 2 * np.deg2rad(p.defocus_angle)
-    along, across = half_difference * np.cos(twice), half_difference * np.sin(twice)
-    quadratic = np.pi * lam * np.stack([mean + along, 2 * across, mean - along])
-    quartic = -0.5 * np.pi * p.cs_mm * 1e7 * lam**3
-    contrast = np.asarray(p.amplitude_contrast, dtype=np.float64)
-    constant = np.deg2rad(p.phase_shift) + np.arctan2(contrast, np.sqrt(np.maximum(1 - contrast**2, 0)))
-    terms = np.stack([quadratic[0], quadratic[1], quadratic[2], quartic, constant], axis=1)  # (n, 5)
-    if p.even is not None:
-        terms = np.concatenate([terms, -p.even], axis=1)
+    p, terms = parameters, phase_terms(parameters)
     powers = frequency_powers(kx, ky, box, pixel_size, xp, terms.shape[1] - 5) if powers is None else powers
     # Phases reach hundreds of radians: the sum is done in float64, and 2e-5 rad of rounding afterwards is harmless.
     gamma = (xp.asarray(terms) @ powers).astype(xp.float32)

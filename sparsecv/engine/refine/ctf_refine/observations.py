@@ -1,0 +1,395 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Images beside what their own half's map predicts, at the poses given.
+
+    X = s C P + noise,   C = E sin(gamma),   log-likelihood = -1/2 sum_j |X_j - s C_j P_j|^2 / sigma_j^2
+
+with the slice P of the particle's *own* half map, as in a refinement: what a particle learns never comes from the other
+half. Images are not masked: P is small where nothing is to be seen, and what the CTF has spread beyond the particle's
+circle counts.
+
+The particle itself is in that map, C_0 X / N in each of its Fourier pixels, with the CTF C_0 that it was thought to
+have and N = sum C_0^2 of all. Its noise therefore fits C_0, and would hold every parameter where it was. What it has
+left there is taken out:
+
+    P <- P - kappa W M [C_0 (X - s C_0 P) / (N - m C_0^2)]
+
+exact with kappa = 1 where the map is sum C_0 X / sum C_0^2 at one pose each and N does not depend on direction. M
+multiplies in real space by the mean of the mask along the view, which is what a mask in 3D leaves of a plane in Fourier
+space, m is its mean, and W the filter of the references. kappa, one number, is measured: it is how much better images
+correlate with their own half's map than with the other one, over what the formula says. It is 0 where the maps were not
+made of these particles, and below 1 where poses were uncertain or there is symmetry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.fft
+
+from sparsecv.engine.errors import InputError
+from sparsecv.engine.io.particles import ParticleTable
+from sparsecv.engine.physics.ctf import frequency_powers, phase_terms
+from sparsecv.engine.physics.disc import Disc, make_disc
+from sparsecv.engine.physics.fourier import backward, forward, shell_counts, shell_indices
+from sparsecv.engine.physics.geometry import euler_to_matrix
+from sparsecv.engine.refine.noise import LEAST_NOISE, SCALE_LIMIT
+from sparsecv.engine.refine.volumes import PADDING, map_to_volume
+
+LARGEST_PART = 1 << 21  # pixels of a batch: it takes some 100 bytes for each
+KAPPA_IMAGES = 2000  # about so many tell kappa
+LEAST_KAPPA, LARGEST_KAPPA = 0.02, 1.2  # below the one nothing is taken out; few particles tell kappa badly
+ANOTHER_GREY = 1.5  # scales beyond this factor are those of maps, not of images
+MASK_SHELLS = 16  # of the mask along the view: masks are soft
+
+
+@dataclass(frozen=True)
+class References:
+    """Both half maps, masked and weighted by their FSC, as Fourier volumes.
+
+    Attributes
+    ----------
+    volumes
+        Of half sets 1 and 2.
+    moments
+        Of either, the volumes of x V, y V and z V (pixels from the centre); empty where no gradient is needed.
+    mask, mask_mean
+        Volume of the mask, shells up to `MASK_SHELLS`; its mean over the box.
+    weights
+        (last_shell + 1,) W, the filter.
+    last_shell
+        Highest shell compared.
+    """
+
+    volumes: tuple[Any, Any]
+    moments: tuple[tuple[Any, ...], tuple[Any, ...]]
+    mask: Any
+    mask_mean: float
+    weights: np.ndarray
+    last_shell: int
+
+    @classmethod
+    def of(cls, ops: Any, maps: tuple[np.ndarray, np.ndarray], support: np.ndarray, fsc: np.ndarray, last_shell: int,
+           *, with_moments: bool) -> References:
+        """References of half maps (box, box, box).
+
+        With signal power S and noise power N of a half map, FSC = S / (S + N) is also the factor of the Wiener filter
+        that makes the best estimate of V of it.
+        """
+        box = len(support)
+        weights = np.zeros(int(shell_indices(box).max()) + 1, dtype=np.float32)
+        weights[: last_shell + 1] = np.clip(fsc[: last_shell + 1], 0, 1)
+        axis = np.arange(box, dtype=np.float32) - box // 2
+        axes = (axis, axis[:, None], axis[:, None, None])  # x, y, z of (z, y, x)
+        volumes, moments = [], []
+        for density in maps:
+            transform = forward((density * support).astype(np.float32))
+            transform *= weights[shell_indices(box)]
+            filtered = backward(transform).astype(np.float32)
+            volumes.append(map_to_volume(ops, filtered, last_shell))
+            parts = axes if with_moments else ()
+            moments.append(tuple(map_to_volume(ops, filtered * coordinate, last_shell) for coordinate in parts))
+        mask = map_to_volume(ops, support.astype(np.float32), min(MASK_SHELLS, last_shell))
+        used = weights[: last_shell + 1].astype(np.float64)
+        return cls((volumes[0], volumes[1]), (moments[0], moments[1]), mask, float(support.mean()), used, last_shell)
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Images of some rows of the table and what is expected of them, at the disc's pixels.
+
+    Attributes
+    ----------
+    rows
+        (I,) of the table.
+    images, slices
+        (I, J) complex64: X, centred, and s P; an image that cannot be used has a slice of 0.
+    inverse
+        (I, J) float32, 1 / sigma^2.
+    phase, envelope
+        (I, J) float32: gamma in radians and E, which is 0 where an image holds nothing.
+    own
+        (I, J) complex64: what was taken out of P, without s; None where nothing was.
+    """
+
+    rows: np.ndarray
+    images: np.ndarray
+    slices: np.ndarray
+    inverse: np.ndarray
+    phase: np.ndarray
+    envelope: np.ndarray
+    own: np.ndarray | None = None
+
+    def products(self) -> tuple[np.ndarray, np.ndarray]:
+        """E conj(s P) X / sigma^2, complex64, and E^2 |s P|^2 / sigma^2, float32, (I, J) each."""
+        weighted = self.envelope * self.inverse
+        power = (self.slices.real**2 + self.slices.imag**2) * weighted * self.envelope
+        return np.conj(self.slices) * self.images * weighted, power
+
+
+@dataclass(frozen=True)
+class Observer:
+    """All that is known of the particles now; makes `Observed` of some of them.
+
+    Attributes
+    ----------
+    ops, table, references, disc
+        Kernels (of the CPU), particles as they are thought to be now, references, pixels compared.
+    norm
+        (n,) factors by which images are divided.
+    scale
+        (n,) s of each particle: that of its group among the particles of its half.
+    noise, noise_row
+        (2 x optics groups, shells) sigma^2 of each half and optics group, and which one each particle has, (n,).
+    given
+        The particles as the half maps were made of them.
+    share
+        (2, shells) N / kappa of either half map, in images with a CTF of 1; infinite where nothing is taken out.
+    power
+        (2, shells) sum of C_0^2 over the images and pixels of either half; None before it is measured.
+    """
+
+    ops: Any
+    table: ParticleTable
+    references: References
+    disc: Disc
+    norm: np.ndarray
+    scale: np.ndarray
+    noise: np.ndarray
+    noise_row: np.ndarray
+    given: ParticleTable
+    share: np.ndarray
+    power: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, ops: Any, table: ParticleTable, references: References, norm: np.ndarray) -> Observer:
+        """An observer with scales and noise of 1, to be measured by `measured`."""
+        disc = make_disc(table.box, references.last_shell)
+        row = (table.halves - 1).astype(np.int64) * len(table.optics) + table.optics_index
+        noise = np.ones((2 * len(table.optics), disc.last + 1))
+        share = np.full((2, disc.last + 1), np.inf)
+        return cls(ops, table, references, disc, norm, np.ones(len(table)), noise, row, table, share)
+
+    @property
+    def frequency(self) -> tuple[np.ndarray, np.ndarray]:
+        """(x, y) of the disc's pixels, (J,) each, 1/A."""
+        length = self.table.box * self.table.pixel_size
+        return self.disc.kx / length, self.disc.ky / length
+
+    def batches(self, rows: np.ndarray) -> Iterator[np.ndarray]:
+        """Some rows in parts that fit into memory, images of one stack after another."""
+        size = max(1, LARGEST_PART // len(self.disc))
+        for start in range(0, len(rows), size):
+            yield rows[start : start + size]
+
+    def micrographs(self) -> Iterator[np.ndarray]:
+        """All rows in parts of whole micrographs; one of more particles than fit is a part of its own."""
+        index = self.table.micrograph_index
+        order = np.argsort(index, kind="stable")
+        starts = np.flatnonzero(np.diff(index[order], prepend=-1))
+        size, first = max(1, LARGEST_PART // len(self.disc)), 0
+        for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(order)], strict=True):
+            if start > first and end - first > size:
+                yield order[first:start]
+                first = start
+        yield order[first:]
+
+    def observe(self, rows: np.ndarray) -> Observed:
+        """Images of some rows, their slices and CTFs."""
+        images, good = self._images(self.table, rows)
+        phase, envelope = self.optics_of(self.table, rows)
+        slices = self.slices_of(self.references.volumes, rows, self.rotations(rows))
+        own = None
+        if np.isfinite(self.share).all():
+            is_as_given = self.given.optics == self.table.optics
+            own = self.own_part(rows, images if is_as_given else self._images(self.given, rows)[0], slices)
+            slices -= own
+        slices *= (self.scale[rows] * good).astype(np.float32)[:, None]
+        inverse = (1 / self.noise).astype(np.float32)[self.noise_row[rows]].take(self.disc.shell, axis=1)
+        return Observed(rows, images, slices, inverse, phase, envelope, own)
+
+    def _images(self, table: ParticleTable, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Centred transforms (I, J) complex64 of images as a table says that they are, and which are good (I,)."""
+        disc = self.disc
+        images, good = table.read_images(rows)
+        images = images / self.norm[rows].astype(np.float32)[:, None, None]
+        transforms = self.ops.rfft2(images).reshape(len(rows), -1).take(disc.flat, axis=1).astype(np.complex64)
+        transforms *= np.float32(1 / table.box)
+        # One shift centres the particle and brings the image's centre to pixel 0.
+        shifts = (table.shifts[rows] / table.pixel_size - table.box // 2)[:, None, :].astype(np.float32)
+        return self.ops.shift_images(transforms, shifts, disc.kx, disc.ky, table.box)[:, 0], good
+
+    def own_part(self, rows: np.ndarray, images: np.ndarray, slices: np.ndarray) -> np.ndarray:
+        """What is in the slices (I, J) of the particles themselves beyond their signal, complex64."""
+        disc, box = self.disc, self.table.box
+        phase, envelope = self.optics_of(self.given, rows)
+        values = envelope * np.sin(phase)
+        expected = self.scale[rows].astype(np.float32)[:, None] * values * slices
+        weights = self.references.weights[disc.shell].astype(np.float32)
+        inner = disc.crop(min(MASK_SHELLS, disc.last))
+        mask, mean = self.references.mask, np.float32(self.references.mask_mean)
+        along = self._planes(self.slices_of((mask, mask), rows, self.rotations(rows), inner), inner)
+        along = along / np.float32(box) + mean  # the disc does not hold the mean
+        share = self.share[self.table.halves[rows] - 1].astype(np.float32).take(disc.shell, axis=1)
+        left = np.maximum(share - mean * values**2, share / 4)
+        residual = values * (images - expected / weights) / left
+        masked = self._planes(residual, disc) * along
+        own = self.ops.rfft2(masked.astype(np.float32)).reshape(len(rows), -1).take(disc.flat, axis=1)
+        return (own * (weights / np.float32(box))).astype(np.complex64)
+
+    def gradients(self, values: np.ndarray) -> list[np.ndarray]:
+        """Derivatives along k_x and k_y of transforms (I, J) of images, (I, J) complex64 each: of -2 pi i r / box."""
+        planes, box = self._planes(values, self.disc), self.table.box
+        r = (np.fft.fftfreq(box) * box).astype(np.float32)
+        factor = np.complex64(-2j * np.pi / box**2)
+        return [self.ops.rfft2(planes * axis).reshape(len(values), -1).take(self.disc.flat, axis=1) * factor
+                for axis in (r, r[:, None])]  # fmt: skip
+
+    def _planes(self, values: np.ndarray, disc: Disc) -> np.ndarray:
+        """Images (I, box, box) with their centre at pixel 0 of the pixels (I, J) of a disc, float32."""
+        box = self.table.box
+        half = np.zeros((len(values), box * (box // 2 + 1)), dtype=np.complex64)
+        half[:, disc.flat] = values * np.float32(box)
+        planes = half.reshape(len(values), box, box // 2 + 1)
+        mates = disc.ky[disc.kx == 0]  # the disc has one of each pair; the column k_x = 0 of a half transform both
+        planes[:, -mates % box, 0] = np.conj(planes[:, mates, 0])
+        found: np.ndarray = scipy.fft.irfft2(planes, s=(box, box))
+        return found
+
+    def rotations(self, rows: np.ndarray) -> np.ndarray:
+        """A of some rows, (I, 3, 3)."""
+        assert self.table.angles is not None, "checked when the particles were read"
+        return euler_to_matrix(*self.table.angles[rows].T)
+
+    def slices_of(self, volumes: tuple[Any, Any], rows: np.ndarray, rotations: np.ndarray,
+                  disc: Disc | None = None) -> np.ndarray:
+        """Slices (I, J) complex64 of each particle's own half's volume, at rotations (I, 3, 3), by default all."""
+        disc = self.disc if disc is None else disc
+        found = np.empty((len(rows), len(disc)), dtype=np.complex64)
+        for half, volume in enumerate(volumes, start=1):
+            own = np.flatnonzero(self.table.halves[rows] == half)
+            if len(own):
+                found[own] = self.ops.extract_slices(volume, rotations[own].astype(np.float32), disc.kx, disc.ky,
+                                                     PADDING)  # fmt: skip
+        return found
+
+    def optics_of(self, table: ParticleTable, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """gamma and E of some rows of a table, (I, J) float32 each."""
+        p = table.select(rows).ctf_parameters()
+        even = 0 if p.even is None else p.even.shape[1]
+        powers = frequency_powers(self.disc.kx, self.disc.ky, table.box, table.pixel_size, even=even)
+        phase = (phase_terms(p) @ powers).astype(np.float32)
+        square = powers[0] + powers[2]
+        envelope = p.scale[:, None] * np.exp(-p.bfactor[:, None] / 4 * square)
+        if p.limit is not None:
+            envelope = envelope * (square <= p.limit[:, None] ** 2)
+        return phase, envelope.astype(np.float32)
+
+
+def measured(observer: Observer, files: tuple[Path, ...]) -> Observer:
+    """The observer with scales of the groups and noise spectra measured, each half by itself.
+
+    s = sum Re(conj(C P) X) / sigma^2 / sum |C P|^2 / sigma^2 of a group of one half, within 5 x of the median of that
+    half, and sigma^2 = mean |X - s C P|^2 / 2 per half, optics group and shell.
+
+    Parameters
+    ----------
+    files
+        Of the half maps, for messages.
+
+    Raises
+    ------
+    InputError
+        Where a half map does not correlate with its own images.
+    """
+    table, disc = observer.table, observer.disc
+    plain = replace(observer, scale=np.ones(len(table)), noise=np.ones_like(observer.noise))
+    keys = observer.noise_row * len(table.group_names) + table.group_index
+    unique, place = np.unique(keys, return_inverse=True)
+    sums = np.zeros((4, len(unique), disc.last + 1))
+    counts = np.zeros(len(unique))
+    for rows in plain.batches(np.arange(len(table))):
+        seen = plain.observe(rows)
+        product, power = seen.products()
+        sine = np.sin(seen.phase)
+        parts = (seen.images.real**2 + seen.images.imag**2, sine * product.real, sine**2 * power,
+                 (seen.envelope * sine) ** 2)  # fmt: skip
+        for total, part in zip(sums, parts, strict=True):
+            np.add.at(total, place[rows], observer.ops.sum_disc_shells(part, disc.offsets))
+        np.add.at(counts, place[rows], 1)
+    scale, noise = _levels(observer, sums[:3], counts, unique, place, files)
+    if observer.power is None:
+        total = np.zeros_like(observer.share)
+        np.add.at(total, unique // len(table.group_names) // len(table.optics), sums[3])
+        observer = replace(observer, power=total)
+    return replace(observer, scale=scale, noise=noise)
+
+
+def without_own(observer: Observer) -> tuple[Observer, float]:
+    """The observer that takes the particles out of their references, and kappa; scales and noise are measured.
+
+    A shell of the map has sum C_0^2 of all images over their pixels in it, for each of its voxels. Both half maps are
+    compared with some of the images, and all that comes of it is kappa.
+    """
+    table, disc = observer.table, observer.disc
+    assert observer.power is not None, "measured"
+    # of each pair of mates the disc has one
+    share = np.maximum(2 * observer.power / np.maximum(shell_counts(table.box)[: disc.last + 1], 1), 1e-6)
+    share[:, 0] = share[:, 1]
+    grey = float(np.median(observer.scale))  # too high by some per cent, as particles are still in their maps
+    if not 1 / ANOTHER_GREY < grey < ANOTHER_GREY:  # a map of another grey scale than that of the images
+        share *= grey
+    full = replace(observer, share=share)
+    excess = expected = 0.0
+    few = max(1, len(table) // KAPPA_IMAGES)
+    for rows in observer.batches(np.arange(0, len(table), few)):
+        seen = observer.observe(rows)
+        weighted = seen.images * (seen.inverse * seen.envelope * np.sin(seen.phase))
+        weighted *= (observer.scale[rows] * seen.slices.any(axis=1)).astype(np.float32)[:, None]
+        slices, other = (observer.slices_of(volumes, rows, observer.rotations(rows))
+                         for volumes in (observer.references.volumes, observer.references.volumes[::-1]))  # fmt: skip
+        own = full.own_part(rows, seen.images, slices)
+        excess += float((np.conj(slices - other) * weighted).real.sum(dtype=np.float64))
+        expected += float((np.conj(own) * weighted).real.sum(dtype=np.float64))
+    kappa = float(np.clip(excess / expected, 0, LARGEST_KAPPA)) if expected > 0 else 0.0
+    return replace(observer, share=share / kappa if kappa > LEAST_KAPPA else np.full_like(share, np.inf)), kappa
+
+
+def _levels(observer: Observer, sums: np.ndarray, counts: np.ndarray, unique: np.ndarray, place: np.ndarray,
+            files: tuple[Path, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Scales (n,) and noise of summed |X|^2, Re(conj(C P) X) and |C P|^2 of each group of one half and optics group."""
+    table, disc = observer.table, observer.disc
+    power, cross, signal = sums
+    row, group = unique // len(table.group_names), unique % len(table.group_names)
+    half = row // len(table.optics)
+    pixels = np.maximum(np.diff(disc.offsets), 1)
+    total, number = np.zeros_like(observer.noise), np.zeros(len(observer.noise))
+    np.add.at(total, row, power)
+    np.add.at(number, row, counts)
+    noise = np.maximum(total / (2 * pixels * np.maximum(number, 1)[:, None]), LEAST_NOISE)
+    noise[number == 0] = 1
+    groups, of = np.unique(half * len(table.group_names) + group, return_inverse=True)
+    fits = np.zeros((2, len(groups)))
+    np.add.at(fits[0], of, (cross / noise[row]).sum(axis=1))
+    np.add.at(fits[1], of, (signal / noise[row]).sum(axis=1))
+    scale = fits[0] / np.maximum(fits[1], 1e-30)
+    of_half = groups // len(table.group_names)
+    for number_of_half in (0, 1):
+        own = of_half == number_of_half
+        middle = fits[0][own].sum() / max(fits[1][own].sum(), 1e-30)
+        if not middle > 0:
+            raise InputError(f"the map of half set {number_of_half + 1} does not fit its images at their poses",
+                             file=files[number_of_half], value=round(float(middle), 4), item="scale of the map",
+                             rule="positive", remedy="give the half maps of these particles and poses")  # fmt: skip
+        scale[own] = np.clip(scale[own], middle / SCALE_LIMIT, middle * SCALE_LIMIT)
+    scales = scale[of]
+    residual = power - 2 * scales[:, None] * cross + scales[:, None] ** 2 * signal
+    total[:] = 0
+    np.add.at(total, row, residual)
+    noise = np.where(number[:, None] > 0, total / (2 * pixels * np.maximum(number, 1)[:, None]), 1)
+    noise = np.maximum(noise, LEAST_NOISE)
+    noise[:, 0] = noise[:, 1]
+    return scales[place], noise
