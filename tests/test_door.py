@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from sparsecv.engine.io.star import StarFile
 from sparsecv.engine.physics.ctf import LEAST_DIVISOR, ctf, wavelength
 from sparsecv.engine.physics.disc import make_disc
 from sparsecv.engine.physics.fourier import resample_images
+from sparsecv.engine.refine.prepare import check_mtf, detector_pixel_size
 from sparsecv.engine.refine.reconstruct import reconstruct
 from sparsecv.engine.refine.settings import ReconstructSettings
 
@@ -254,3 +256,23 @@ def test_anisotropic_magnification_is_taken_out(tmp_path):
     written = StarFile.read(tmp_path / "again.star").table("particles")
     found = np.stack([written.floats("rlnOriginXAngst"), written.floats("rlnOriginYAngst")], axis=1)
     np.testing.assert_allclose(found, origins, atol=2e-6)
+
+
+def test_post_processing_takes_the_detector_of_the_common_group(tmp_path: Path) -> None:
+    """Its curve, and the pixel size that it was measured at."""
+    star = StarFile.new()
+    star.add_loop("optics", {
+        "rlnOpticsGroup": [1, 2], "rlnOpticsGroupName": ["few", "most"], "rlnVoltage": [300.0, 300.0],
+        "rlnSphericalAberration": [2.7, 2.7], "rlnAmplitudeContrast": [0.1, 0.1], "rlnImagePixelSize": [2.0, 1.5],
+        "rlnImageSize": [32, 40], "rlnImageDimensionality": [2, 2], "rlnMtfFileName": ["few.star", "most.star"],
+        "rlnMicrographOriginalPixelSize": [1.0, 0.75],
+    })  # fmt: skip
+    star.add_loop("particles", {
+        "rlnImageName": [f"{row}@a.mrcs" for row in (1, 2, 3)], "rlnDefocusU": [1e4] * 3, "rlnOpticsGroup": [1, 2, 2],
+    })  # fmt: skip
+    star.write(tmp_path / "in.star")
+    table = ParticleTable.read(tmp_path / "in.star", check_images=False)
+    said: list[str] = []
+    check_mtf(table, said.append)
+    assert detector_pixel_size(table) == 0.75
+    assert "that of most is used" in said[0] and "most.star (rlnMtfFileName) is not there" in said[1]

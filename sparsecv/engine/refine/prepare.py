@@ -90,7 +90,7 @@ def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progre
     if plan.warning:
         warn(plan.warning)
     particles.images.reserve(plan.resident, plan.kind)
-    _check_mtf(table, warn)
+    check_mtf(table, warn)
     state = _start(settings, kernels, particles, reference * support, comm)
     # A global search finds the grey scale together with the poses, in its first iteration.
     grey_scales: dict[int, float] = {}
@@ -134,13 +134,14 @@ def memory_plan_of(
                        asked_batch=asked_batch)
 
 
-def _check_mtf(table: ParticleTable, warn: Warn) -> None:
+def check_mtf(table: ParticleTable, warn: Warn) -> None:
     """Read the detector's MTF once before the first iteration, so that the last one does not fail on it."""
     detector_pixel_size(table)
     names = {group.mtf for group in table.optics}
     if len(names) > 1:
-        warn("optics groups differ in rlnMtfFileName: that of the first is used in post-processing")
-    mtf = table.optics[0].mtf
+        used = table.optics[table.common].name
+        warn(f"optics groups differ in rlnMtfFileName: that of {used} is used in post-processing")
+    mtf = table.optics[table.common].mtf
     if mtf and Path(mtf).is_file():
         MtfCurve.read(mtf)
     elif mtf:
@@ -158,7 +159,7 @@ def detector_pixel_size(table: ParticleTable) -> float:
     if wrong.any():
         raise optics.error("out of range", column, int(np.argmax(wrong)), rule="0 < pixel size < 1000 A",
                            remedy="correct the STAR file")
-    return float(values[0])
+    return float(values[table.common])
 
 
 def _common(settings: RefineSettings, geometry: Geometry) -> Common | None:

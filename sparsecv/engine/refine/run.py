@@ -291,7 +291,7 @@ def _finish(
     write_model_star(folder / "run_model.star", refinement, iteration)
     write_strengths_picture(folder, refinement.state.history)
     radius_px = geometry.diameter / 2 / table.pixel_size
-    mtf = table.optics[0].mtf
+    mtf = table.optics[table.common].mtf
     result = postprocess(*iteration.half_maps, table.pixel_size,
                          mask=_final_mask(refinement, settings, iteration, radius_px, threads, warn),
                          mtf=mtf if mtf and Path(mtf).is_file() else None, mtf_pixel_size=detector_pixel_size(table),
