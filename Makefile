@@ -63,8 +63,8 @@ test-plugin: environment-dev
 # the fuzzer is no part of the environment: it has wheels for some Pythons only
 reliability: environment-dev
 	@rm -rf $(RELIABILITY) && mkdir -p $(RELIABILITY)
-	SPARSECV_RELIABILITY=$(abspath $(RELIABILITY)) $(VENV)/bin/python -m pytest -n 2 --dist load tests/faults \
-	    $(PYTEST_ARGUMENTS)
+	SPARSECV_RELIABILITY=$(abspath $(RELIABILITY)) $(VENV)/bin/python -m pytest -n 2 --dist load --timeout 1800 \
+	    tests/faults $(PYTEST_ARGUMENTS)
 	$(VENV)/bin/python -m pytest -m reliability tests $(PYTEST_ARGUMENTS)
 	@$(VENV)/bin/python -m pip install -q "atheris>=2.3" 2>/dev/null || echo "atheris cannot be installed."
 	$(VENV)/bin/python tests/badinputs/fuzz.py --seconds $(FUZZ_SECONDS) --report $(RELIABILITY)/fuzz.json

@@ -234,7 +234,10 @@ def test_threads_and_batches_change_nothing(data: SimulatedFiles, short: Path, t
 def test_a_new_run_leaves_nothing_of_the_one_before(data: SimulatedFiles, short: Path, tmp_path: Path) -> None:
     shutil.copytree(short, tmp_path, dirs_exist_ok=True)
     (tmp_path / "notes.txt").write_text("not ours")
+    for name in ("run.toml", "run_class001.mrc", "checksums.sha256"):  # what a killed run was writing
+        (tmp_path / f".{name}.abcdefgh.part").write_text("piece")
     assert refine(data, tmp_path, "--iterations", 1) == 0
+    assert not list(tmp_path.glob(".*"))
     assert sorted(path.name for path in tmp_path.glob("run_it*")) == [
         "run_it001_angles.png", "run_it001_fsc.png", "run_it001_record.json", "run_it001_slices.png"
     ]

@@ -68,7 +68,7 @@ def remove_results(folder: Path, keep: Iterable[Path | None], patterns: Iterable
 
 def remove_leftovers(folder: Path, patterns: Iterable[str]) -> None:
     """Remove what a killed run was in the middle of writing (see :func:`.atomic_write`): it can be gigabytes."""
-    for pattern in map(PurePath, patterns):
+    for pattern in map(PurePath, (*patterns, CHECKSUMS)):
         for path in folder.glob(str(pattern.with_name(f".{pattern.name}.*.part"))):
             path.unlink()
 

@@ -29,6 +29,7 @@ HALF_MAP = "run_half{}_class001_unfil.mrc"
 MAP = "run_class001.mrc"
 REGULARISED_MAP = "run_class001_regularised.mrc"
 REJECTED = "rejected.star"
+SETTINGS = "run.toml"  # written by the command, when the inputs have been checked
 STRENGTHS = "run_sparse_tv.png"
 WRITTEN = (  # patterns of all that a refinement writes, but for its settings
     "run_it[0-9]*_*.png", "run_it[0-9]*_record.json", "run_it[0-9]*_checkpoint.npz", PAGE,

@@ -27,6 +27,7 @@ from sparsecv.engine.refine.outputs import (
     HALF_MAP,
     PREFIX,
     REJECTED,
+    SETTINGS,
     WRITTEN,
     Status,
     band_limits,
@@ -112,7 +113,7 @@ def refine(
     constant = {"particles": len(refinement.particles.table), "seed": settings.seed, "machine": machine}
     status = Status(folder, constant, warnings)
     try:
-        remove_leftovers(folder, WRITTEN)
+        remove_leftovers(folder, (*WRITTEN, SETTINGS))
         if found is None:
             remove_results(folder, (settings.particles, settings.reference, settings.mask), WRITTEN)
         on_start()
@@ -308,7 +309,7 @@ def _finish(
                  masked_resolution_0143=result.resolution_0143.angstrom,
                  masked_resolution_05=result.resolution_05.angstrom,
                  masked_resolution_is_shared=result.resolution_0143.is_shared, bfactor=result.bfactor)
-    write_checksums(folder, (*WRITTEN, "run.toml"))
+    write_checksums(folder, (*WRITTEN, SETTINGS))
     return RefineResult(folder, refinement.state.history, result, warnings)
 
 
