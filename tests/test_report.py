@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -114,7 +115,11 @@ def test_the_page_is_made_again_from_the_folder(finished: Path, capsys) -> None:
 def test_a_folder_that_is_no_run_is_refused(tmp_path, capsys) -> None:
     assert cli.main(["report", str(tmp_path)]) == 2
     assert "give the output folder of a refinement" in capsys.readouterr().err
-    (tmp_path / "status.json").write_text("[")
+    for content in ("[", "[1]", "5"):
+        (tmp_path / "status.json").write_text(content)
+        assert cli.main(["report", str(tmp_path)]) == 2
+    (tmp_path / "status.json").unlink()
+    os.mkfifo(tmp_path / "status.json")  # reading it would hang
     assert cli.main(["report", str(tmp_path)]) == 2
 
 

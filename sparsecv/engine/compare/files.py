@@ -13,7 +13,7 @@ from sparsecv.engine.compare.comparison import Comparison, RunResult
 from sparsecv.engine.compare.poses import PoseChanges
 from sparsecv.engine.io.results import write_json
 from sparsecv.engine.report.compare import distributions, guinier_points, plot_guinier, plot_pose_changes
-from sparsecv.engine.report.page import Chart, Line, Page
+from sparsecv.engine.report.page import Chart, Line, Page, fsc_chart
 from sparsecv.engine.report.plots import literal, plot_fsc, plot_rows_of_slices
 from sparsecv.engine.validate.fsc import GOLD_STANDARD, HALF, Resolution
 
@@ -244,7 +244,7 @@ def _fsc_chart(
 ) -> Chart:
     lines = [Line(label, (np.arange(len(curve)) / found.grid.length).tolist(), curve.tolist())
              for label, curve in curves.items()]  # fmt: skip
-    return Chart(caption, "resolution (Å)", "correlation", lines, "frequency", thresholds=thresholds, y_range=(0, 1))
+    return fsc_chart(caption, lines, thresholds)
 
 
 def _half_map_charts(found: Comparison) -> list[Chart]:

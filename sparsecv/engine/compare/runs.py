@@ -16,6 +16,7 @@ from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.particles import ParticleTable
 from sparsecv.engine.io.paths import split_image_names
 from sparsecv.engine.io.regular import read_bytes
+from sparsecv.engine.io.results import files_of_run
 from sparsecv.engine.io.star import StarFile
 from sparsecv.engine.physics.symmetry import parse_symmetry
 from sparsecv.engine.settings import read_toml
@@ -108,14 +109,8 @@ def read_run(folder: Path, label: str, symmetry: str | None = None) -> Run:
     InputError
         No folder, without half maps or particles, or particles without orientations.
     """
-    if not folder.is_dir():
-        raise InputError("no such folder", file=folder, rule="the folder of a finished refinement",
-                         remedy="give what refine --output was, or a RELION Refine3D job")
-    half1, half2 = (folder / name for name in HALF_MAPS)
-    for path in (half1, half2, folder / PARTICLES):
-        if not path.is_file():
-            raise InputError(f"no {path.name} in it", file=folder, rule=f"{', '.join(HALF_MAPS)} and {PARTICLES}",
-                             remedy="let the refinement finish, or choose another folder")
+    rule = f"{', '.join(HALF_MAPS)} and {PARTICLES}"
+    half1, half2, data = files_of_run(folder, (*HALF_MAPS, PARTICLES), rule)
     warnings: list[str] = []
     status = _status(folder, warnings)
     settings = _settings(folder, warnings)
@@ -125,7 +120,7 @@ def read_run(folder: Path, label: str, symmetry: str | None = None) -> Run:
         warnings.append(f"{folder}: nothing says which symmetry it was refined with: C1 is assumed; say --symmetry")
     shown = next((folder / name for name in SHOWN_MAPS if (folder / name).is_file()), None)
     prior = settings.get("regulariser") or ("RELION" if _is_relion(folder) else "-")
-    particles, said = _particles(folder / PARTICLES)
+    particles, said = _particles(data)
     return Run(folder, label, str(prior), parse_symmetry(str(group))[0], particles, (half1, half2), shown,
                _number(status, "wall_seconds"), _number(status, "cpu_seconds"), (*warnings, *said))
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatch
 from pathlib import Path, PurePath
@@ -33,7 +33,18 @@ def write_checksums(folder: Path, patterns: Iterable[str]) -> None:
     for all others, too, and for archives.
     """
     paths = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
-    atomic_text(folder / CHECKSUMS, "".join(f"{_sha256(path)}  {path.relative_to(folder)}\n" for path in paths))
+    digests: dict[tuple[int, int], str] = {}  # by file: a deposition has links to maps of gigabytes
+    for path in paths:
+        if (file := _file_of(path)) not in digests:
+            digests[file] = _sha256(path)
+    lines = (f"{digests[_file_of(path)]}  {path.relative_to(folder)}\n" for path in paths)
+    atomic_text(folder / CHECKSUMS, "".join(lines))
+
+
+def _file_of(path: Path) -> tuple[int, int]:
+    """What all hard links of a file have in common."""
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 def _sha256(path: Path) -> str:
@@ -42,6 +53,18 @@ def _sha256(path: Path) -> str:
         while block := content.read(READ_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def files_of_run(folder: Path, names: Sequence[str], rule: str) -> tuple[Path, ...]:
+    """Files that a finished refinement has left in a folder; InputError with the ``rule`` where one is not there."""
+    if not folder.is_dir():
+        raise InputError("no such folder", file=folder, rule="the folder of a finished refinement",
+                         remedy="give what refine --output was, or a RELION Refine3D job")
+    for name in names:
+        if not (folder / name).is_file():
+            raise InputError(f"no {name} in it", file=folder, rule=rule,
+                             remedy="let the refinement finish, or choose another folder")
+    return tuple(folder / name for name in names)
 
 
 def remove_results(folder: Path, keep: Iterable[Path | None], patterns: Iterable[str]) -> None:

@@ -16,6 +16,8 @@ import scipy.fft
 
 from sparsecv.engine.errors import InputError
 
+IMAGE_AXES = (1, 2)  # of a stack
+
 
 def check_cubic(volume: np.ndarray, what: str = "map") -> int:
     """Box size in pixels of a cubic map.
@@ -153,7 +155,9 @@ def low_pass(
     return backward(transform, workers=workers)
 
 
-def crop_or_pad(volume: np.ndarray, box: int, fill: float = 0.0) -> np.ndarray:
+def crop_or_pad(
+    volume: np.ndarray, box: int, fill: float = 0.0, *, axes: tuple[int, ...] | None = None
+) -> np.ndarray:
     """Change the box of a map about its centre, index n // 2, without touching the densities.
 
     Parameters
@@ -162,19 +166,24 @@ def crop_or_pad(volume: np.ndarray, box: int, fill: float = 0.0) -> np.ndarray:
         Any number of dimensions; each side becomes ``box``.
     fill
         Density of what is added.
+    axes
+        Which sides; None: all. Of a stack of images, (1, 2).
 
     Returns
     -------
     numpy.ndarray
-        A new array of the same dtype, each side ``box`` long.
+        A new array of the same dtype, those sides ``box`` long.
     """
-    result = np.full((box,) * volume.ndim, fill, dtype=volume.dtype)
-    source, target = [], []
-    for size in volume.shape:
+    changed = range(volume.ndim) if axes is None else axes
+    shape = [box if axis in changed else size for axis, size in enumerate(volume.shape)]
+    result = np.full(shape, fill, dtype=volume.dtype)
+    source, target = [slice(None)] * volume.ndim, [slice(None)] * volume.ndim
+    for axis in changed:
+        size = volume.shape[axis]
         start = size // 2 - box // 2  # index in the source of element 0 of the result
         first, last = max(start, 0), min(start + box, size)
-        source.append(slice(first, last))
-        target.append(slice(first - start, last - start))
+        source[axis] = slice(first, last)
+        target[axis] = slice(first - start, last - start)
     result[tuple(target)] = volume[tuple(source)]
     return result
 
@@ -258,18 +267,18 @@ def resample_images(images: np.ndarray, pixel_size: float, box: int, new_pixel_s
     noise of both is 1. As in `resample`, every pixel is kept within 0.02 pixel of its place.
     """
     size = images.shape[1]
-    images = without_border(images)
+    images = without_border(images.astype(np.float32, copy=False))
     if abs(pixel_size / new_pixel_size - 1) * size / 2 < 0.02:
-        return _window(images, box)
+        return crop_or_pad(images, box, axes=IMAGE_AXES)
     padded, cropped = _commensurate(size, pixel_size / new_pixel_size)
-    transforms = scipy.fft.rfft2(np.fft.ifftshift(_window(images, padded), axes=(1, 2)))
+    transforms = scipy.fft.rfft2(np.fft.ifftshift(crop_or_pad(images, padded, axes=IMAGE_AXES), axes=(1, 2)))
     reach = (min(padded, cropped) - 1) // 2  # largest frequency kept, Nyquist excluded
     kept = np.zeros((len(images), cropped, cropped // 2 + 1), dtype=np.complex64)
     for y in (slice(0, reach + 1), slice(-reach, None)):
         kept[:, y, : reach + 1] = transforms[:, y, : reach + 1]
     kept *= np.float32((cropped / padded) ** 2 * new_pixel_size / pixel_size)
     small = np.fft.fftshift(scipy.fft.irfft2(kept, s=(cropped, cropped)), axes=(1, 2))
-    return _window(small, box)
+    return crop_or_pad(small, box, axes=IMAGE_AXES)
 
 
 def without_border(images: np.ndarray) -> np.ndarray:
@@ -277,16 +286,6 @@ def without_border(images: np.ndarray) -> np.ndarray:
     border = np.concatenate([images[:, 0], images[:, -1], images[:, 1:-1, 0], images[:, 1:-1, -1]], axis=1)
     less: np.ndarray = images - border.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)[:, :, None]
     return less
-
-
-def _window(images: np.ndarray, box: int) -> np.ndarray:
-    """Images (k, n, n) cropped, or padded with zeros, about the centre to (k, box, box), float32."""
-    result = np.zeros((len(images), box, box), dtype=np.float32)
-    start = images.shape[1] // 2 - box // 2  # in the source of pixel 0 of the result
-    first, last = max(start, 0), min(start + box, images.shape[1])
-    inner, outer = slice(first, last), slice(first - start, last - start)
-    result[:, outer, outer] = images[:, inner, inner]
-    return result
 
 
 def _commensurate(size: int, ratio: float) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from sparsecv.engine.refine.state import ParticleState
 RECORD = "run_it{:03d}_record.json"
 MOST_BINS, PER_BIN = 50, 20  # particles per bin, on the average of a half set
 LIKELIHOOD = "log_likelihood"
+MOST_GROUPS = 3  # optics groups whose noise is shown: there may be hundreds
 QUALITIES = ("best_probability", "spread_deg", "turned_deg", "norm", LIKELIHOOD)
 OUTLIERS = 0.5  # percent at either end that a distribution leaves out of its range
 
@@ -37,8 +38,8 @@ def write_record(
         "iteration": state.iteration,
         "length_A": refinement.particles.geometry.length,
         "fsc": iteration.fsc.tolist(),
-        "noise": [[spectrum.tolist() for spectrum in half.noise] for half in state.halves],
-        "optics_groups": [group.name for group in refinement.particles.table.optics],
+        "noise": [[spectrum.tolist() for spectrum in half.noise[:MOST_GROUPS]] for half in state.halves],
+        "optics_groups": [group.name for group in refinement.particles.table.optics[:MOST_GROUPS]],
         "distributions": distributions(state.particles, refinement.halves),
         "seconds": dict(seconds),
         "memory_bytes": memory,

@@ -81,6 +81,12 @@ class Chart:
                 "y_range": self.y_range, "others": self.has_others}  # fmt: skip
 
 
+def fsc_chart(caption: str, lines: Sequence[Line], thresholds: Sequence[float], *, lowest: float = 0.0) -> Chart:
+    """Curves of correlation against spatial frequency, from ``lowest`` (more only downwards) to 1."""
+    return Chart(caption, "resolution (Å)", "correlation", lines, "frequency", thresholds=thresholds,
+                 y_range=(lowest, 1.0))  # fmt: skip
+
+
 @dataclass
 class Page:
     """A page that is put together from top to bottom; all text is escaped.

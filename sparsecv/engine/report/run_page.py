@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,19 @@ import numpy as np
 from PIL import Image
 
 from sparsecv.engine.errors import InputError
+from sparsecv.engine.io.regular import read_bytes
 from sparsecv.engine.io.star import StarFile
-from sparsecv.engine.report.page import Chart, Line, Page
+from sparsecv.engine.report.page import Chart, Line, Page, fsc_chart
 from sparsecv.engine.report.progress import duration
 from sparsecv.engine.settings import provenance_of
 from sparsecv.engine.validate.fsc import GOLD_STANDARD, HALF
+from sparsecv.engine.validate.guinier import EMPTY_SHELL
 
 PAGE = "report.html"
 RELOAD_SECONDS = 30
 MOST_BYTES = 3_000_000  # of pictures that the slider moves; a third more inside the page
 QUALITY = 82  # of pictures, as WebP counts it: text stays sharp, and a tenth of the PNG is left
+THRESHOLDS, LOWEST = (GOLD_STANDARD, HALF), -0.1  # of FSC curves
 RUNNING, FINISHED, STOPPED = "running", "finished", "stopped"
 PICTURES = {  # moved by the slider: middle of the file's name, heading and words
     "slices": ("Map", "Central slices of the map; of all but the last iteration, the mean of both halves' references."),
@@ -103,8 +106,8 @@ class RunPage:
     def _status(self) -> dict[str, Any]:
         path = self.folder / "status.json"
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
+            return dict(json.loads(read_bytes(path)))
+        except (OSError, ValueError, TypeError) as error:
             raise InputError("cannot be read", file=path, rule="what sparsecv refine writes",
                              remedy="give the output folder of a refinement") from error
 
@@ -112,7 +115,7 @@ class RunPage:
         """Number and content of what is known of each iteration; what cannot be read is left out."""
         for path in sorted(self.folder.glob("run_it[0-9]*_record.json")):
             try:
-                record = json.loads(path.read_text(encoding="utf-8"))
+                record = json.loads(read_bytes(path))
                 yield int(record["iteration"]), record
             except (OSError, ValueError, KeyError, TypeError):
                 continue
@@ -152,8 +155,9 @@ class RunPage:
                         "iteration", "resolution (Å)", [Line(f"FSC {level:g}", numbers, values)
                                                         for level, values in at.items()], "iteration")]  # fmt: skip
         if lines:
-            charts.insert(0, _fsc_chart("Fourier shell correlation of the unregularised half maps, at the iteration "
-                                        "of the slider; grey: the others.", lines))  # fmt: skip
+            words = ("Fourier shell correlation of the unregularised half maps, at the iteration of the slider; grey: "
+                     "the others.")  # fmt: skip
+            charts.insert(0, fsc_chart(words, lines, THRESHOLDS, lowest=LOWEST))
         charts += self._final_curves()
         page.charts(charts)
 
@@ -167,7 +171,7 @@ class RunPage:
         table = star.table("fsc")
         x = table.floats("rlnResolution")
         lines = [Line(label, x, table.floats(name)) for name, label in CURVES.items() if name in table]
-        found.append(_fsc_chart("Post-processing of the last half maps.", lines))
+        found.append(fsc_chart("Post-processing of the last half maps.", lines, THRESHOLDS, lowest=LOWEST))
         if "guinier" in star:
             table = star.table("guinier")
             x = table.floats("rlnResolutionSquared")
@@ -229,11 +233,11 @@ class RunPage:
                 page.table(("reason", "particles"), zip(names.tolist(), counts.tolist(), strict=True))
 
     def _add_images(self, page: Page, records: Mapping[int, dict[str, Any]]) -> None:
-        """Noise spectra; of many optics groups, the first ones."""
+        """Noise spectra of the optics groups in the records."""
         lines = []
         for number, record in records.items():
             for half, groups in enumerate(record.get("noise", []), start=1):
-                for name, spectrum in list(zip(record["optics_groups"], groups, strict=True))[:3]:
+                for name, spectrum in zip(record["optics_groups"], groups, strict=True):
                     x = np.arange(1, len(spectrum)) / record["length_A"]
                     lines.append(Line(f"{name}, half {half}", x, spectrum[1:], number))
         if lines:
@@ -245,7 +249,7 @@ class RunPage:
         page.heading("How it was made")
         path = self.folder / "run.toml"
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_bytes(path).decode("utf-8")
         except (OSError, ValueError):
             text = ""
         provenance = provenance_of(text)
@@ -287,12 +291,7 @@ def _number(value: Any) -> float:
 
 def _amplitudes(values: np.ndarray) -> np.ndarray:
     """Without what stands for the logarithm of 0 in RELION's tables."""
-    return np.where(values > -90, values, np.nan)
-
-
-def _fsc_chart(caption: str, lines: Sequence[Line]) -> Chart:
-    return Chart(caption, "resolution (Å)", "correlation", lines, "frequency", thresholds=(GOLD_STANDARD, HALF),
-                 y_range=(-0.1, 1.0))  # fmt: skip
+    return np.where(values > EMPTY_SHELL, values, np.nan)
 
 
 def _position(entry: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsecv.engine.errors import InputError
+from sparsecv.engine.io.results import files_of_run
 from sparsecv.engine.settings import check_range, option, required
 
 ASTIGMATISM = ("micrograph", "particle")
@@ -69,14 +70,9 @@ class CtfRefineSettings:
             if given:
                 raise InputError("has no meaning here", item=given[0], value=str(files[given[0]]),
                                  rule="--run, or --particles with --half1 and --half2", remedy="leave it away")
-            if not self.run.is_dir():
-                raise InputError("no such folder", file=self.run, rule="the folder of a finished refinement",
-                                 remedy="give what refine --output was, or a RELION Refine3D job")
-            for name, file in zip(files, RUN_FILES, strict=True):
-                if not (self.run / file).is_file():
-                    raise InputError(f"no {file} in it", file=self.run, rule=", ".join(RUN_FILES),
-                                     remedy="let the refinement finish, or choose another folder")
-                object.__setattr__(self, name, self.run / file)
+            found = files_of_run(self.run, RUN_FILES, ", ".join(RUN_FILES))
+            for name, path in zip(files, found, strict=True):
+                object.__setattr__(self, name, path)
             object.__setattr__(self, "run", None)  # what is recorded are the files that were used
         missing = [f"--{name}" for name in files if getattr(self, name) is None]
         if missing:
@@ -86,7 +82,6 @@ class CtfRefineSettings:
         if not any(asked) and self.astigmatism is None:
             object.__setattr__(self, "defocus", True)
             object.__setattr__(self, "beam_tilt", True)
-
 
     @property
     def files(self) -> tuple[Path, Path, Path, Path]:
