@@ -91,7 +91,7 @@ def test_refinement_is_that_of_the_cpu(
     assert np.quantile(np.linalg.norm(ours.shifts - theirs.shifts, axis=1), ALIKE) < SHIFT_BOUND
 
 
-def test_bfloat16_is_told_once_and_finds_the_same(
+def test_less_precision_is_told_once_and_finds_the_same(
     data: tuple[str, SimulatedFiles], gpu: None, tmp_path: Path
 ) -> None:
     symmetry, files = data
@@ -102,7 +102,7 @@ def test_bfloat16_is_told_once_and_finds_the_same(
     told = io.StringIO()
     refine(on_cpu, Progress(io.StringIO(), interactive=False))
     refine(replace(on_cpu, output=tmp_path / "gpu", device="gpu"), Progress(told, interactive=False))
-    assert told.getvalue().count("bfloat16") == 1
+    assert told.getvalue().count("is scored in TF32") == 1  # few pixels, with more signal than noise
     ours, theirs = (ParticleTable.read(tmp_path / device / "run_data.star") for device in ("gpu", "cpu"))
     # Where it keeps more cells, posteriors change a little; poses stay within a fraction of the finest step.
     assert np.quantile(symmetric_distance(ours.rotations, theirs.rotations, symmetry_matrices(symmetry)), 0.9) < 1

@@ -76,7 +76,7 @@ def test_a_batch_brings_back_its_poses_and_sums_only(stage: str, imitation: None
     of_the_pass = 1 if bank else 0  # the signal power, which decides on the precision
     assert Waits.count == 2 * (len(plan.levels) + 1) + of_the_pass  # a batch for each quarter
     of_an_image = 3 + 9 + 2 + 1 + 3 * (particles.disc.last + 1)  # evidence, pose, three sums over shells
-    assert Waits.nbytes == 8 * of_an_image * COUNT + 4 * of_the_pass
+    assert Waits.nbytes == 8 * of_an_image * COUNT + 8 * of_the_pass
 
 
 def test_waiting_would_be_seen(imitation: None) -> None:

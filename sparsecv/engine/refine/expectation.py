@@ -23,7 +23,7 @@ import numpy as np
 from sparsecv.engine.physics.disc import Disc
 from sparsecv.engine.physics.sampling import GlobalGrid, LocalGrid
 from sparsecv.engine.refine.images import ImageBatch
-from sparsecv.engine.refine.precision import FULL, Precision
+from sparsecv.engine.refine.precision import FULL, Precision, SignalPower
 from sparsecv.kernels.contract import HOPELESS
 
 SHIFT_CHILDREN = np.array([[-1, -1], [1, -1], [-1, 1], [1, 1]])
@@ -145,8 +145,8 @@ class GridBank:
         cross = ops.product(rows, self.pairs, precision.cross).reshape(count, shifts.shape[1], -1)
         return cross, ops.product(ctf2, self.power, precision.norm)
 
-    def signal_power(self, ops: Any, noise: np.ndarray, scale: np.ndarray) -> float:
-        """Largest ||p||^2 = sum_j c_j |P_rj|^2 that an image can see in a slice, with a CTF of 1.
+    def signal_power(self, ops: Any, noise: np.ndarray, scale: np.ndarray) -> SignalPower:
+        """What an image can see in a slice at most: c_j |P_rj|^2 with a CTF of 1, and its square, summed over pixels.
 
         Parameters
         ----------
@@ -154,7 +154,9 @@ class GridBank:
             (optics groups, shells) sigma^2, and scales of the groups.
         """
         inverse = (np.max(scale) ** 2 / noise.min(axis=0))[self.disc.shell].astype(np.float32)
-        return float(ops.product(self.power, ops.xp.asarray(inverse[None])).max())
+        whitened = self.power * ops.xp.asarray(inverse)
+        largest = ops.xp.stack([whitened.sum(axis=1).max(), (whitened**2).sum(axis=1).max()])
+        return SignalPower(*ops.to_host(largest).tolist())
 
     def scale(self, factor: float) -> None:
         """Multiply the reference by a factor."""

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """How precisely the first level of a global search is scored.
 
-Tensor cores multiply numbers of 8 significant bits (bfloat16) many times faster than float32. Rounding both factors of
-Re <x, p> to b bits, where x = p + noise of variance 1, changes a log-likelihood by about 2^-b ||p|| (noise times the
-rounding of p) and, where the image agrees with the reference, by 2^-b ||p||^2 / sqrt(J) on top. Measured against
-float64 over J = 1e3 to 3e4 pixels: 3.5e-3 ||p|| with bfloat16 and 4e-4 ||p|| with TF32. Sums are in float32 always.
+Tensor cores multiply numbers of 8 (bfloat16) or 11 (TF32) significant bits many times faster than float32. Rounding
+both factors of Re <x, p>, where x = p + noise of variance 1, changes each product by a relative error of standard
+deviation e sqrt(2), and so the sum, a log-likelihood, by
+
+    e sqrt(2 (sum p^2 + sum p^4)),    sum p^4 = 3/4 sum_j |p_j|^4
+
+of which the second term is what an image has beside its noise: it rules where single pixels show a signal above the
+noise. Sums are in float32 always. e is measured against float64, see tests/test_precision.py.
 
 The first level only decides which cells are looked at again, in float32; its margin is widened by more than that error.
 """
@@ -12,10 +16,15 @@ The first level only decides which cells are looked at again, in float32; its ma
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-MOST_POWER = 1e4  # ||p||^2 up to which the widening covers the error: its standard deviation is then 0.35 nats
+import numpy as np
+
+ERRORS = {"bf16": 1.8e-3, "tf32": 2.3e-4}  # e of each precision, fastest first
+IN_WORDS = {"bf16": "bfloat16", "tf32": "TF32"}
 WIDENING = 2.0  # nats
+# A cell at the margin and the best one both err: four standard deviations of their difference are to be covered.
+LARGEST_ERROR = WIDENING / (4 * 2**0.5)
 
 
 @dataclass(frozen=True)
@@ -41,8 +50,19 @@ class Precision:
 FULL = Precision()
 
 
-def choose_precision(ops: Any, asked: str, power: float) -> Precision:
-    """Precision of a search.
+class SignalPower(NamedTuple):
+    """Largest sums over the pixels of a slice, whitened: sum_j |p_j|^2, and sum_j |p_j|^4."""
+
+    second: float
+    fourth: float
+
+    def error(self, precision: str) -> float:
+        """Standard deviation of a log-likelihood scored in a precision, nats; NaN where the sums are."""
+        return ERRORS[precision] * float(np.sqrt(2 * (self.second + 0.75 * self.fourth)))
+
+
+def choose_precision(ops: Any, asked: str, power: SignalPower) -> Precision:
+    """The fastest precision of a search whose error the wider margin covers.
 
     Parameters
     ----------
@@ -51,13 +71,12 @@ def choose_precision(ops: Any, asked: str, power: float) -> Precision:
     asked
         ``"auto"`` or ``"fp32"``.
     power
-        Largest whitened signal power ||p||^2 of the references, see `.GridBank.signal_power`.
+        Of the references, see `.GridBank.signal_power`.
     """
     if asked == "fp32" or "bf16" not in ops.product_precisions():
         return FULL
-    if not power <= MOST_POWER:  # so written that NaN is refused
-        why = f"the references' signal power is above {MOST_POWER:g}"
-        return Precision(reason=f"the first level of the search is scored in float32: {why}")
-    why = f"the references' signal power is at most {MOST_POWER:g}"
-    return Precision("bf16", "tf32", WIDENING, "the first level of the search is scored in bfloat16, its margin "
-                     f"{WIDENING:g} nats wider: {why}")  # fmt: skip
+    for precision, words in IN_WORDS.items():
+        if power.error(precision) <= LARGEST_ERROR:  # so written that NaN is refused
+            return Precision(precision, "tf32", WIDENING, f"the first level of the search is scored in {words}, its "
+                             f"margin {WIDENING:g} nats wider, as scores err by less than {LARGEST_ERROR:.2g}")  # fmt: skip
+    return Precision(reason="the first level of the search is scored in float32: the signal is too strong for less")

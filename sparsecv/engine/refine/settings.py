@@ -225,8 +225,8 @@ class RefineSettings(RegulariserSettings):
                                   "free)", expert=True)
     batch_memory: float | None = option(None, "memory for one batch of images, MB (default: 256 on the CPU, on a GPU a "
                                         "quarter of what volumes leave)", expert=True)
-    precision: str = option("auto", "on a GPU: the first level of a global search in bfloat16 where the signal allows "
-                            "it, or in float32", choices=PRECISION, expert=True)
+    precision: str = option("auto", "on a GPU: the first level of a global search in bfloat16 or TF32 where the "
+                            "signal allows it, or in float32", choices=PRECISION, expert=True)
     keep_accumulators: bool = option(False, "keep the sums of the last iteration, for regularise and scan", expert=True)
     most_rejected: float = option(
         1.0, "stop when more than this percentage of particles is set aside; one always may be, unless 0", expert=True
