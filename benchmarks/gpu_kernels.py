@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -140,7 +140,7 @@ def deposit_cases(ops: Any, inputs: Inputs, disc: Disc, moved: Any, ctf2: Any) -
     """Backprojection of eight orientations of each image with one shift that has weight, as fine searches have it.
 
     Poses of an image lie within a few degrees, those of images anywhere; the other case has all of them along one view,
-    where additions meet.
+    where additions meet. A GPU does it in two ways; a refinement takes the faster one, which it finds for itself.
     """
     xp, (images, shifts, j) = ops.xp, moved.shape
     pixels, c, each = disc.on(xp), half_width(disc.last), 8
@@ -153,15 +153,20 @@ def deposit_cases(ops: Any, inputs: Inputs, disc: Disc, moved: Any, ctf2: Any) -
     for kernel, what, turns in (("trilinear", "all views", spread), ("trilinear", "one view", near.as_matrix()),
                                 ("gaussian", "all views", spread)):  # fmt: skip
         places = xp.asarray(weights), xp.asarray(turns.astype(np.float32)), owner
-        call = functools.partial(ops.backproject, moved, ctf2, *places, pixels.kx, pixels.ky, PADDING, data, weight,
-                                 kernel)  # fmt: skip
-        # only the shifts that have weight are read
-        yield Case(
-            "backproject",
-            f"{kernel}, {what}",
-            call,
-            work.backproject(images * each, images, 1, j, work.reachable(disc.last), kernel),
-        )
+        needed = work.backproject(images * each, images, 1, j, work.reachable(disc.last), kernel)  # shifts with weight
+        for way, (function, own) in _ways(ops, needed).items():
+            sums = pixels.kx, pixels.ky, PADDING, data, weight, kernel
+            call = functools.partial(function, moved, ctf2, *places, *sums)
+            yield Case("backproject", ", ".join(filter(None, (kernel, what, way))), call, own)
+
+
+def _ways(ops: Any, needed: Work) -> dict[str, tuple[Callable[..., None], Work]]:
+    """How backprojection is done, and what it must do at least: gathering adds nothing to shared memory."""
+    if ops.name != "cuda":
+        return {"": (ops.backproject, needed)}
+    from sparsecv.kernels.cuda_backproject import gather, scatter
+
+    return {"scattered": (scatter, needed), "gathered": (gather, replace(needed, adds=0.0))}
 
 
 def grid_cases(device: Device, sizes: Sizes) -> Iterator[Case]:

@@ -62,7 +62,7 @@ def _operations(module: types.ModuleType) -> dict[str, list[tuple[Any, ...]]]:
 
 def test_back_ends_offer_the_same_operations() -> None:
     expected = _operations(reference)
-    helpers = {"blocks", "contiguous", "import_cupy", "launch"}  # of cuda_launch
+    helpers = {"blocks", "check_accumulators", "check_reach", "contiguous", "import_cupy", "launch"}  # of its parts
     assert len(expected) >= 26
     for module in (pytest.importorskip("sparsecv.kernels.cpu", exc_type=ImportError), cuda):
         found = {name: parameters for name, parameters in _operations(module).items() if name not in helpers}

@@ -7,12 +7,7 @@ sparse + TV prior stand in ``cuda_sparse_tv.py``.
 
 from __future__ import annotations
 
-import collections
-import functools
 import importlib
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,14 +16,14 @@ from sparsecv.kernels.contract import (
     LEAST_DENOMINATOR,
     PRECISIONS,
     check_candidates,
-    check_kernel,
     check_product,
     check_quotient,
-    check_radius,
     check_shifts,
     half_width,
-    largest_radius,
 )
+from sparsecv.kernels.cuda_backproject import backproject as backproject
+from sparsecv.kernels.cuda_backproject import backprojection as backprojection
+from sparsecv.kernels.cuda_backproject import check_accumulators, check_reach
 from sparsecv.kernels.cuda_launch import blocks, contiguous, import_cupy, launch
 from sparsecv.kernels.cuda_nonuniform import butterworth as butterworth
 from sparsecv.kernels.cuda_nonuniform import filtered_error as filtered_error
@@ -67,30 +62,6 @@ def __getattr__(attribute: str) -> Any:
 def to_host(array: Any) -> np.ndarray:
     """The array in host memory."""
     return array.get()
-
-
-def _check_reach(shape: tuple[int, ...], kx: Any, ky: Any, padding: float) -> None:
-    """`check_reach`, which looks at the numbers of a list of pixels once: to look is to wait for the device."""
-    for known in _reaches:
-        if known[0]() is kx and known[1]() is ky:
-            check_radius(shape, known[2], padding)
-            return
-    radius = largest_radius(kx, ky)
-    _reaches.append((weakref.ref(kx), weakref.ref(ky), radius))
-    check_radius(shape, radius, padding)
-
-
-_reaches: collections.deque[tuple[Any, Any, float]] = collections.deque(maxlen=32)
-
-
-def _check_accumulators(data: Any, weight: Any) -> None:
-    """The accumulators are changed in place, so they cannot be converted: ValueError where that would be needed."""
-    half_width(data.shape)
-    if data.shape != weight.shape:
-        raise ValueError(f"data {data.shape} and weight {weight.shape} differ in shape")
-    for array, dtype in ((data, np.complex64), (weight, np.float32)):
-        if array.dtype != dtype or not array.flags.c_contiguous:
-            raise ValueError(f"accumulators are contiguous complex64 and float32 arrays, not {array.dtype}")
 
 
 # ------------------------------------------------------------------------------------------------------ memory
@@ -196,7 +167,7 @@ def product_precisions() -> tuple[str, ...]:
 # --------------------------------------------------------------------------------------------------- operations
 def extract_slices(volume: Any, rotations: Any, kx: Any, ky: Any, padding: float) -> Any:
     """Central slices, (C, J) complex64: see :func:`.reference.extract_slices`."""
-    _check_reach(volume.shape, kx, ky, padding)
+    check_reach(volume.shape, kx, ky, padding)
     (volume,) = contiguous(np.complex64, volume)
     rotations, kx, ky = contiguous(np.float32, rotations, kx, ky)
     slices = import_cupy().empty((len(rotations), len(kx)), np.complex64)
@@ -209,7 +180,7 @@ def score_candidates(
     volume: Any, rotations: Any, owner: Any, images: Any, ctf2: Any, kx: Any, ky: Any, padding: float
 ) -> tuple[Any, Any]:
     """Cross (C, T) and norm (C,) terms, float32: see :func:`.reference.score_candidates`."""
-    _check_reach(volume.shape, kx, ky, padding)
+    check_reach(volume.shape, kx, ky, padding)
     check_candidates(rotations, owner, images, ctf2, None, kx)
     volume, images = contiguous(np.complex64, volume, images)
     rotations, ctf2, kx, ky = contiguous(np.float32, rotations, ctf2, kx, ky)
@@ -235,39 +206,6 @@ def shift_images(images: Any, shifts: Any, kx: Any, ky: Any, box: int) -> Any:
     return moved
 
 
-def backproject(
-    images: Any,
-    ctf2: Any,
-    weights: Any,
-    rotations: Any,
-    owner: Any,
-    kx: Any,
-    ky: Any,
-    padding: float,
-    data: Any,
-    weight: Any,
-    kernel: str = "trilinear",
-) -> None:
-    """Add weighted images to data (complex64) and weight (float32) in place: see :func:`.reference.backproject`."""
-    _check_reach(data.shape, kx, ky, padding)
-    check_candidates(rotations, owner, images, ctf2, weights, kx)
-    check_kernel(kernel)
-    _check_accumulators(data, weight)
-    (images,) = contiguous(np.complex64, images)
-    ctf2, weights, rotations, kx, ky = contiguous(np.float32, ctf2, weights, rotations, kx, ky)
-    (owner,) = contiguous(np.int32, owner)
-    sizes = (len(kx), images.shape[1], float(padding), half_width(data.shape))
-    arguments = (images, ctf2, weights, rotations, owner, kx, ky, *sizes, data, weight)
-    launch("backproject", f"backproject_{kernel}", (len(owner), blocks(len(kx))), arguments)
-
-
-@contextmanager
-def backprojection(data: Any, weight: Any, kernel: str = "trilinear") -> Iterator[Callable[..., None]]:
-    """Backproject many batches: see :func:`.reference.backprojection`."""
-    check_kernel(kernel)
-    yield functools.partial(backproject, data=data, weight=weight, kernel=kernel)
-
-
 def complete_hermitian(data: Any, weight: Any) -> None:
     """Add the Friedel mates on the plane x = 0, in place: see :func:`.reference.complete_hermitian`."""
     data[:, :, 0] += data[::-1, ::-1, 0].conj()  # conj makes a copy: CuPy does not look for overlap
@@ -276,7 +214,7 @@ def complete_hermitian(data: Any, weight: Any) -> None:
 
 def symmetrise(data: Any, weight: Any, matrices: Any) -> tuple[Any, Any]:
     """Sum over a point group, new complex64 and float32 arrays: see :func:`.reference.symmetrise`."""
-    _check_accumulators(data, weight)
+    check_accumulators(data, weight)
     (matrices,) = contiguous(np.float32, matrices)
     new_data, new_weight = import_cupy().empty_like(data), import_cupy().empty_like(weight)
     arguments = (data, weight, half_width(data.shape), matrices, len(matrices), new_data, new_weight)

@@ -17,7 +17,7 @@ import numpy as np
 sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (1, 2)]
 
 from cuda_host import fake_cupy, host, problem  # noqa: E402
-from sparsecv.kernels import cuda, cuda_launch, reference  # noqa: E402
+from sparsecv.kernels import cuda, cuda_backproject, cuda_launch, reference  # noqa: E402
 
 OVERRUN = """
 KERNEL void copy(const float *from, float *to, int count) {
@@ -44,9 +44,21 @@ def _on_host(result: Any) -> Any:
     return np.asarray(result if isinstance(result, (float, np.ndarray)) else result.get(), complex)
 
 
+def _gathered(ops: Any, p: dict[str, Any]) -> dict[str, Any]:
+    """Backprojection tile by tile, and its definition."""
+    names, results = ("images", "ctf2", "weights", "rotations", "owner", "kx", "ky"), {}
+    for kernel in ("trilinear", "gaussian"):
+        data, weight = p["data"].copy(), p["weight"].copy()
+        call = cuda_backproject.gather if ops is cuda else ops.backproject
+        call(*(p[name] for name in names), problem.PADDING, data, weight, kernel)
+        results[f"{kernel} data"], results[f"{kernel} weight"] = data, weight
+    return results
+
+
 def _kernels() -> None:
     for sizes in ({"largest": 7, "candidates": 4}, {"largest": 5, "shifts": 19, "images": 1, "candidates": 3}):
         _compare(problem.run_all, problem.make_problem(**sizes))
+        _compare(_gathered, problem.make_problem(**sizes))
     for side in (1, 5, 17):  # 17: one plane more than a block takes
         _compare(problem.run_sparse_tv, problem.make_sparse_tv_problem(side), positive=side == 5)
     for side, bin in ((1, 2), (7, 2), (12, 4)):

@@ -156,6 +156,9 @@ template <class T> inline T atomicAdd(T *address, T value) {
     return old;
 }
 
+// Bits that are set.
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+
 // CUDA's sine and cosine of pi x; the argument is reduced first, which is exact.
 inline void sincospif(float x, float *sine, float *cosine) {
     const double angle = 3.14159265358979323846 * std::remainder((double)x, 2.);

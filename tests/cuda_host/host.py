@@ -64,7 +64,8 @@ def _translation_unit(source: str) -> str:
     shared = "__syncthreads" in source[: starts[0]]
     barriers = [shared or "__syncthreads" in source[a:b] for a, b in zip(starts, ends, strict=True)]
     exports = "\n".join(f"CUDA_HOST_EXPORT({n}, {str(b).lower()})" for n, b in zip(names, barriers, strict=True))
-    opening = f'#include "{HEADER}"\nusing cuda_host::atomicAdd;\nusing cuda_host::sincospif;\nnamespace {{\n'
+    using = "".join(f"using cuda_host::{name};\n" for name in ("atomicAdd", "__popc", "sincospif"))
+    opening = f'#include "{HEADER}"\n{using}namespace {{\n'
     opening += "struct Block : cuda_host::BlockBase {\n"
     return f'{opening}{source}\n}};\n}}\n#line 1 "exports"\n{exports}\n'
 

@@ -78,5 +78,5 @@ def choose_precision(ops: Any, asked: str, power: SignalPower) -> Precision:
     for precision, words in IN_WORDS.items():
         if power.error(precision) <= LARGEST_ERROR:  # so written that NaN is refused
             return Precision(precision, "tf32", WIDENING, f"the first level of the search is scored in {words}, its "
-                             f"margin {WIDENING:g} nats wider, as scores err by less than {LARGEST_ERROR:.2g}")  # fmt: skip
+                             f"margin {WIDENING:g} nats wider, as scores err by up to {LARGEST_ERROR:.2g}")  # fmt: skip
     return Precision(reason="the first level of the search is scored in float32: the signal is too strong for less")

@@ -3,32 +3,6 @@
 // neighbouring voxels with float atomics, so that the order of additions, and the last bits, differ between runs.
 #include "common.cuh"
 
-struct Deposit {
-    C32 value;     // sum over shifts of weight x image
-    float weight;  // sum over shifts of weight, times CTF^2 / sigma2
-};
-
-DEVICE bool is_empty(const float *__restrict__ weights, int shifts) {
-    for (int t = 0; t < shifts; ++t)
-        if (weights[t] != 0.f) return false;
-    return true;
-}
-
-DEVICE Deposit pixel_deposit(const C32 *__restrict__ image, const float *__restrict__ ctf2,
-                             const float *__restrict__ weights, int shifts, int pixels, int pixel) {
-    Deposit sum = {{0.f, 0.f}, 0.f};
-    for (int t = 0; t < shifts; ++t) {
-        const float weight = weights[t];  // the same in the whole block
-        if (weight == 0.f) continue;
-        const C32 x = image[(size_t)t * pixels + pixel];
-        sum.value.re += weight * x.re;
-        sum.value.im += weight * x.im;
-        sum.weight += weight;
-    }
-    sum.weight *= ctf2[pixel];
-    return sum;
-}
-
 DEVICE void add_voxel(C32 *__restrict__ data, float *__restrict__ weight, size_t voxel, float g, Deposit deposit) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     // Both parts in one operation on memory, each part atomic: two of them for a voxel in place of three. Nobody waits

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-3.0-or-later
-// Half Fourier volumes on the device: layout, positions of slice pixels, trilinear interpolation.
+// Half Fourier volumes on the device: layout, positions of slice pixels, trilinear interpolation, what pixels deposit.
 // The arrays and the equations are those of reference.py.
 #ifndef SPARSECV_COMMON_CUH
 #define SPARSECV_COMMON_CUH
@@ -35,11 +35,16 @@ DEVICE Position half_space(float x, float y, float z) {
     return Position{sign * x, sign * y, sign * z, flipped};
 }
 
-// v = padding A^T (kx, ky, 0), A row by row.
-DEVICE Position pixel_position(const float *__restrict__ rotation, float kx, float ky, float padding) {
+// v = padding A^T (kx, ky, 0), A row by row; x of either sign.
+DEVICE Position plane_position(const float *__restrict__ rotation, float kx, float ky, float padding) {
     const float u = padding * kx, v = padding * ky;
-    return half_space(rotation[0] * u + rotation[3] * v, rotation[1] * u + rotation[4] * v,
-                      rotation[2] * u + rotation[5] * v);
+    return Position{rotation[0] * u + rotation[3] * v, rotation[1] * u + rotation[4] * v,
+                    rotation[2] * u + rotation[5] * v, false};
+}
+
+DEVICE Position pixel_position(const float *__restrict__ rotation, float kx, float ky, float padding) {
+    const Position v = plane_position(rotation, kx, ky, padding);
+    return half_space(v.x, v.y, v.z);
 }
 
 DEVICE float mix(float a, float b, float f) { return a + f * (b - a); }
@@ -67,6 +72,32 @@ DEVICE float interpolate(const float *__restrict__ volume, int c, Position v) {
     const float *p = volume + voxel_index(c, (int)x0, (int)y0, (int)z0);
     return mix(mix(mix(p[0], p[1], fx), mix(p[row], p[row + 1], fx), fy),
                mix(mix(p[plane], p[plane + 1], fx), mix(p[plane + row], p[plane + row + 1], fx), fy), fz);
+}
+
+struct Deposit {
+    C32 value;     // sum over shifts of weight x image
+    float weight;  // sum over shifts of weight, times CTF^2 / sigma2
+};
+
+DEVICE bool is_empty(const float *__restrict__ weights, int shifts) {
+    for (int t = 0; t < shifts; ++t)
+        if (weights[t] != 0.f) return false;
+    return true;
+}
+
+DEVICE Deposit pixel_deposit(const C32 *__restrict__ image, const float *__restrict__ ctf2,
+                             const float *__restrict__ weights, int shifts, int pixels, int pixel) {
+    Deposit sum = {{0.f, 0.f}, 0.f};
+    for (int t = 0; t < shifts; ++t) {
+        const float weight = weights[t];  // the same in the whole block
+        if (weight == 0.f) continue;
+        const C32 x = image[(size_t)t * pixels + pixel];
+        sum.value.re += weight * x.re;
+        sum.value.im += weight * x.im;
+        sum.weight += weight;
+    }
+    sum.weight *= ctf2[pixel];
+    return sum;
 }
 
 #endif
