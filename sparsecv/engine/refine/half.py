@@ -33,7 +33,9 @@ from sparsecv.engine.refine.state import HalfState, ParticleState
 from sparsecv.engine.refine.volumes import PADDING, Accumulator
 
 MODE_STEPS, MODE_DEG = 2.5, 3.0  # samples within 2.5 steps + 3 degrees of the best belong to the same mode
-SMALLEST_BATCH, LARGEST_BATCH = 16, 1024  # images; fewer only where memory has run out
+SMALLEST_BATCH = 16  # images; fewer only where memory has run out
+# A GPU is given some 400 pieces of work for a batch, a few ms in all: it must have more than that to do.
+LARGEST_BATCH, LARGEST_GPU_BATCH = 1024, 8192
 
 
 @dataclass
@@ -105,7 +107,8 @@ class Particles:
                              remedy="leave --intact-first-peak away")
         circle = image_circle(geometry.box, geometry.diameter / 2 / geometry.pixel_size)
         return cls(table, table.ctf_parameters(), geometry, make_disc(geometry.box), ops.xp.asarray(circle),
-                   float((circle**2).mean()), matrices, batch_mb * 1e6, ImageStore(ops, table), **options)
+                   float((circle**2).mean()), matrices, batch_mb * 1e6, ImageStore(ops, table),
+                   largest_batch=LARGEST_GPU_BATCH if ops.name == "cuda" else LARGEST_BATCH, **options)
 
     def batch(self, ops: Any, index: np.ndarray, shifts_px: np.ndarray, norm: np.ndarray, scale: np.ndarray,
               noise: np.ndarray, images: Any = None) -> ImageBatch:
@@ -142,7 +145,7 @@ class Particles:
         """Images per batch for the memory allowed."""
         shifts = 1 if plan is None else max(len(plan.shifts), 4 * max(level.keep_shifts for level in plan.levels))
         per_image = 8 * len(self.disc) * (2 * shifts + 6) + 4 * orientations * shifts
-        return min(self.largest_batch, int(np.clip(self.batch_bytes / per_image, SMALLEST_BATCH, LARGEST_BATCH)))
+        return min(self.largest_batch, max(int(self.batch_bytes / per_image), SMALLEST_BATCH))
 
     def pixels_per_shell(self) -> np.ndarray:
         """Number of the disc's pixels in each shell, at least 1."""
