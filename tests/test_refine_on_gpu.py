@@ -28,7 +28,8 @@ from sparsecv.engine.refine.run import refine
 from sparsecv.engine.refine.settings import ReconstructSettings, RefineSettings
 from sparsecv.engine.report.progress import Progress
 from sparsecv.engine.simulate import SimulatedFiles, SimulateSettings, simulate
-from sparsecv.kernels import cuda, ops
+from sparsecv.kernels import cuda, cuda_backproject, ops
+from sparsecv.kernels.cuda_backproject import Trial
 
 PARTICLES, BOX, PIXEL_SIZE = 60, 24, 6.5
 MAPS = ("run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc", "run_class001.mrc")
@@ -109,10 +110,12 @@ def test_less_precision_is_told_once_and_finds_the_same(
     assert np.abs(curve_of(tmp_path / "gpu") - curve_of(tmp_path / "cpu"))[:8].max() < 0.02
 
 
-@pytest.mark.parametrize("kernel", ["trilinear", "gaussian"])
+@pytest.mark.parametrize(("kernel", "way"), [("trilinear", "scatter"), ("trilinear", "gather"), ("gaussian", "gather")])
 def test_reconstruction_is_that_of_the_cpu(
-    data: tuple[str, SimulatedFiles], kernel: str, gpu: None, tmp_path: Path
+    data: tuple[str, SimulatedFiles], kernel: str, way: str, gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cuda_backproject, "WORTH_A_TRIAL", 1)
+    monkeypatch.setattr(cuda_backproject, "_trial", lambda *key: Trial((getattr(cuda_backproject, way),)))
     symmetry, files = data
     for device in ("cpu", "gpu"):
         settings = ReconstructSettings(
