@@ -329,3 +329,16 @@ def test_sizes_of_images_come_from_stacks_where_a_file_of_relion_3_0_has_none(tm
     table, _ = cs_of_star("old.star")
     np.testing.assert_array_equal(table["blob/shape"], [[20, 20], [20, 20]])
     np.testing.assert_array_equal(table["alignments3D/shift"], [[1, -2], [1, -2]])
+
+
+def test_half_sets_of_the_original_are_kept_where_the_star_file_has_none(tmp_path):
+    random_star(tmp_path / "a.star")
+    original, _ = cs_of_star(tmp_path / "a.star")
+    star = StarFile.read(tmp_path / "a.star")
+    star.table("particles").drop("rlnRandomSubset")
+    star.write(tmp_path / "b.star")
+    after, notes = cs_of_star(tmp_path / "b.star", original)
+    np.testing.assert_array_equal(after["alignments3D/split"], original["alignments3D/split"])
+    assert notes == [f"{tmp_path / 'b.star'}: the particles have no half sets: those of the original are kept"]
+    alone, notes = cs_of_star(tmp_path / "b.star")
+    assert not alone["alignments3D/split"].any() and "all are in split 0" in notes[0]

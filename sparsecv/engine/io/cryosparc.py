@@ -273,8 +273,8 @@ def cs_of_star(
         STAR file of RELION 3.0, 3.1 or 5; its stacks are looked for only where it does not give the images' size.
     original
         The table that the particles came from: every field of it is kept but poses, half sets and CTFs, and the rows
-        are found by ``csUid``, or by number and name of the stack. What the STAR file says of them is what it said
-        comes back to the last bit.
+        are found by ``csUid``, or by number and name of the stack. What the STAR file has as it was is the same to the
+        last bit.
     aberrations
         Whose convention of the aberrations is taken, one of `cs_aberrations.CONVENTIONS`; with none they are 0, or what
         they are in the original.
@@ -312,7 +312,8 @@ def cs_of_star(
     if not table.has_poses:
         notes.append(f"{path}: the particles have no poses: no alignments3D")
     elif not table.halves.any():
-        notes.append(f"{path}: the particles have no half sets: all are in split 0")
+        notes.append(f"{path}: the particles have no half sets: "
+                     + ("those of the original are kept" if SPLIT in kept else "all are in split 0"))  # fmt: skip
     return found, notes
 
 
@@ -461,7 +462,8 @@ def _fill_poses(found: NDArray[Any], table: ParticleTable, kept: tuple[str, ...]
         pixel = np.where(found[PIXEL] > 0, found[PIXEL].astype(np.float64), pixel)
     found[PIXEL] = pixel
     found[POSE[1]] = table.image_shifts / pixel[:, None]
-    found[SPLIT] = np.maximum(table.halves.astype(np.int64) - 1, 0)
+    if table.halves.any() or SPLIT not in kept:
+        found[SPLIT] = np.maximum(table.halves.astype(np.int64) - 1, 0)
 
 
 def _group_number(group: OpticsGroup) -> int:

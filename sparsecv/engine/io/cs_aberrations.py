@@ -33,7 +33,7 @@ TERMS = {SHIFT: 2, TILT: 2, TREFOIL: 2, TETRA: 4, ANISOMAG: 4}  # numbers of eac
 LARGEST = {SHIFT: 1e4, TILT: 1e8, TREFOIL: 1e8, TETRA: 1e10, ANISOMAG: 0.2}  # A; of the matrix, as for rlnMagMat
 SPECTER, PYEM, NONE = "specter", "pyem", "none"
 CONVENTIONS = (SPECTER, PYEM, NONE)  # of the odd terms, by the programs that have it
-SIGNS = {SPECTER: 1.0, PYEM: -1.0}
+SIGNS = {SPECTER: 1.0, PYEM: -1.0, NONE: 1.0}
 LARGEST_CS = 99.0  # mm, in a STAR file; cryoSPARC fits any, also below 0: the rest is an even aberration
 SMALLEST_CS = 0.01  # mm: below it coma is no beam tilt of any sense
 ODD_COUNT, EVEN_COUNT = 6, 9  # monomials up to the third and fourth degree
@@ -77,7 +77,7 @@ def relion_columns(
     cs_mm, voltage_kv
         mm and kV, (groups,).
     convention
-        One of `CONVENTIONS`; with none of them there are no columns but Cs.
+        One of `CONVENTIONS`; with none of them the terms are left out.
 
     Returns
     -------
@@ -87,7 +87,7 @@ def relion_columns(
     kept = np.clip(cs_mm, 0, LARGEST_CS)
     columns = {"rlnSphericalAberration": [repr(float(value)) for value in kept]}
     if convention == NONE:
-        return columns
+        values = {}
     lengths = np.asarray(wavelength(voltage_kv), dtype=np.float64)
     tilts, odd, even = [], [], []
     for row in range(count):
@@ -135,10 +135,8 @@ def _rounded(coefficients: NDArray[np.float64]) -> NDArray[np.float64]:
 
 # ------------------------------------------------------------------------------------------------ to cryoSPARC's terms
 def cs_terms(group: OpticsGroup, convention: str) -> CsTerms:
-    """cryoSPARC's terms of an optics group; with no convention, none."""
-    values: dict[str, tuple[float, ...]] = {name: (0.0,) * count for name, count in TERMS.items()}
-    if convention == NONE:
-        return CsTerms(values, group.cs_mm, 0.0, (0.0, 0.0, 0.0), 0.0)
+    """cryoSPARC's terms of an optics group; with no convention all of `values` is 0."""
+    values: dict[str, tuple[float, ...]] = {}
     length = float(wavelength(np.array(group.voltage_kv)))
     frequency = 1 / (2 * group.pixel_size)
     odd, even = group.odd_polynomial(), group.even_polynomial()
@@ -162,7 +160,8 @@ def cs_terms(group: OpticsGroup, convention: str) -> CsTerms:
     per_defocus = np.pi * length
     defocus = (-(low[1] + low[3]) / 2 / per_defocus, -(low[1] - low[3]) / 2 / per_defocus, -low[2] / 2 / per_defocus)
     values[ANISOMAG] = tuple(x - one for x, one in zip(group.magnification, IDENTITY, strict=True))
-    plain = {name: tuple(float(number) + 0.0 for number in numbers) for name, numbers in values.items()}  # no -0.0
+    factor = 0.0 if convention == NONE else 1.0
+    plain = {name: tuple(factor * float(x) + 0.0 for x in numbers) for name, numbers in values.items()}  # no -0.0
     return CsTerms(plain, group.cs_mm + 1e-7 * float(cs), -float(low[0]),
                    (float(defocus[0]), float(defocus[1]), float(defocus[2])), lost)  # fmt: skip
 
