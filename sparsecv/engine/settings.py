@@ -70,7 +70,8 @@ class Setting:
     default
         ``dataclasses.MISSING`` where the setting must be given.
     is_list
-        Whether it is a tuple of any number of such values: the last positional one, in TOML an array.
+        Whether it is a tuple of any number of such values: the last positional one, or an option that may be given
+        again; in TOML an array.
     """
 
     name: str
@@ -144,7 +145,9 @@ def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
         else:
             choices = setting.choices or None
             metavar = None if choices else PLACEHOLDERS[setting.kind]
+            action = "append" if setting.is_list else "store"
             group.add_argument(setting.flag, dest=setting.name, type=setting.kind, choices=choices, metavar=metavar,
+                               action=action,
                                default=argparse.SUPPRESS, help=_help_text(setting))
     ordinary.add_argument("--config", type=Path, metavar="FILE", default=None,
                           help="TOML file with any of these settings; the command line wins")
@@ -168,7 +171,7 @@ def _add_switch(group: argparse._ActionsContainer, setting: Setting) -> None:
 
 
 def _help_text(setting: Setting) -> str:
-    is_told = setting.default in (None, MISSING) or setting.kind is bool or "default" in setting.help
+    is_told = setting.default in (None, MISSING, ()) or setting.kind is bool or "default" in setting.help
     if is_told:
         return setting.help + (" (required)" if setting.default is MISSING else "")
     shown = f"{setting.default:g}" if isinstance(setting.default, float) else str(setting.default)

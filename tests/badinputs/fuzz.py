@@ -101,7 +101,8 @@ def mrc_target(folder: Path) -> Callable[[bytes], None]:
 def cs_target(folder: Path) -> Callable[[bytes], None]:
     """Read as a .cs table and turn it into a STAR file; odd first bytes make a header of known fields and odd types."""
     from sparsecv.engine.errors import InputError
-    from sparsecv.engine.io.cryosparc import cs_of_star, read_cs, star_of_cs, write_cs
+    from sparsecv.engine.io.cryosparc import cs_of_star, star_of_cs
+    from sparsecv.engine.io.cs_table import read_cs, write_cs
 
     path = folder / "in.cs"
 
@@ -126,7 +127,7 @@ def cs_target(folder: Path) -> Callable[[bytes], None]:
 
 def _cs_bytes(given: Any) -> bytes:
     """A table with a plausible header: the fields that matter, of types that may be wrong, and any content."""
-    from sparsecv.engine.io.cryosparc import ALIGNMENT, NEW
+    from sparsecv.engine.io.cs_table import ALIGNMENT, NEW
 
     fields = [*NEW, *ALIGNMENT, ("blob/path", "|S8"), ("location/micrograph_path", "|S8")]
     kinds = ("<u8", "<f4", "<f8", "<u4", "<i8", "|S4", "<U2", "|b1", "<c8", "|V3", "|O", "<f2", "<M8[s]", "|u1")
@@ -174,7 +175,7 @@ def seeds(target: str) -> list[bytes]:
         return [b"\x00" + bytes(12), b"\x00\x0c\x00\x0c\x00\x00\x00", b"\xff" + bytes(1024)]
     import numpy as np
 
-    from sparsecv.engine.io.cryosparc import ALIGNMENT, NEW
+    from sparsecv.engine.io.cs_table import ALIGNMENT, NEW
 
     table = np.zeros(2, dtype=[*NEW, *ALIGNMENT, ("blob/path", "S8")])
     table["uid"], table["blob/path"], table["blob/shape"] = [1, 2], b"a.mrc", 16

@@ -12,7 +12,7 @@ import numpy as np
 from halfmaps import half_maps
 from tiny import PIXEL_SIZE, blobs, write_particles
 
-from sparsecv.engine.io.cryosparc import read_cs, write_cs
+from sparsecv.engine.io.cs_table import read_cs, write_cs
 from sparsecv.engine.io.mrc import write_map, write_stack
 from sparsecv.engine.io.star import StarFile
 from sparsecv.engine.physics.masks import sphere

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparsecv.engine.errors import InputError
-from sparsecv.engine.io.cryosparc import ALIGNMENT, NEW
+from sparsecv.engine.io.cs_table import ALIGNMENT, NEW
 from sparsecv.engine.io.mrc import ImageStack, read_map
 from sparsecv.engine.io.npz import read_npz, write_npz
 
@@ -202,7 +202,7 @@ def test_the_targets_fail_where_a_reader_does(tmp_path: Path, monkeypatch: pytes
     targets: tuple[tuple[str, Callable[[Path], Callable[[bytes], None]]], ...] = (
         ("sparsecv.engine.io.starlines.split_lines", star_target),
         ("sparsecv.engine.io.mrc._read_header", mrc_target),
-        ("sparsecv.engine.io.cryosparc.read_bytes", cs_target),
+        ("sparsecv.engine.io.cs_table.read_bytes", cs_target),
     )
     for name, target in targets:
         monkeypatch.setattr(name, fail)

@@ -19,23 +19,25 @@ class ConvertSettings:
 
     particles: Path = required("particles: .cs of cryoSPARC, or .star of RELION", positional=True)
     output: Path = required("file to write: .star, or .cs", positional=True)
-    passthrough: Path | None = option(None, "cryoSPARC's passthrough file of the same job")
+    passthrough: tuple[Path, ...] = option((), "cryoSPARC's passthrough file of the same job; may be given again")
     original: Path | None = option(None, "to .cs: the .cs file the particles came from, whose other fields are kept")
+    aberrations: str = option("specter", "whose sign of cryoSPARC's beam tilt, trefoil and shift is taken; none leaves "
+                              "all aberrations out", choices=("specter", "pyem", "none"))
 
     def __post_init__(self) -> None:
         kinds = (self.particles.suffix, self.output.suffix)
         if kinds not in KINDS:
             raise InputError("cannot be converted", item=f"{self.particles} to {self.output}",
                              rule=".cs to .star, or .star to .cs")
-        given = [path for path in (self.particles, self.passthrough, self.original) if path is not None]
+        given = [path for path in (self.particles, *self.passthrough, self.original) if path is not None]
         if self.output.exists() and any(path.exists() and self.output.samefile(path) for path in given):
             raise InputError("would be overwritten", file=self.output, rule="an output that is no input")
         if self.original is not None and self.output.suffix != ".cs":
             raise InputError("is kept only in a .cs file", item="original", value=str(self.original),
                              rule="an output that ends in .cs")
-        if self.passthrough is not None and self.output.suffix == ".cs" and self.original is None:
+        if self.passthrough and self.output.suffix == ".cs" and self.original is None:
             raise InputError("belongs to a .cs file, and none is read", item="passthrough",
-                             value=str(self.passthrough), remedy="give that file with --original")
+                             value=str(self.passthrough[0]), remedy="give that file with --original")
 
 
 SETTINGS = ConvertSettings
@@ -44,16 +46,16 @@ SETTINGS = ConvertSettings
 def run(settings: ConvertSettings, save: Save) -> int:
     """Convert, and say what the new file does not hold."""
     from sparsecv.engine.commands.maps import warn
-    from sparsecv.engine.io.cryosparc import cs_of_star, read_cs, star_of_cs, write_cs
+    from sparsecv.engine.io.cryosparc import cs_of_star, star_of_cs
+    from sparsecv.engine.io.cs_table import read_cs, write_cs
 
-    passthroughs = [] if settings.passthrough is None else [settings.passthrough]
     if settings.output.suffix == ".star":
-        table = read_cs(settings.particles, passthroughs)
-        star, notes = star_of_cs(table, settings.particles)
+        table = read_cs(settings.particles, settings.passthrough)
+        star, notes = star_of_cs(table, settings.particles, settings.aberrations)
         star.write(settings.output)
     else:
-        original = None if settings.original is None else read_cs(settings.original, passthroughs)
-        table, notes = cs_of_star(settings.particles, original)
+        original = None if settings.original is None else read_cs(settings.original, settings.passthrough)
+        table, notes = cs_of_star(settings.particles, original, settings.aberrations)
         write_cs(settings.output, table)
     save(settings.output.with_suffix(".toml"))
     warn(notes)

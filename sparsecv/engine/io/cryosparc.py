@@ -1,21 +1,19 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """cryoSPARC's particle tables (``.cs``) as RELION's STAR files, and back.
 
-A ``.cs`` file is a NumPy structured array; what a job does not change stands in a *passthrough* file beside it, and
-rows of the two belong together by ``uid``. Conventions, with A of RELION's angles (:mod:`..physics.geometry`):
+Conventions, with A of RELION's angles (:mod:`..physics.geometry`):
 
     exp([pose]x) = A^T,    shift psize_A = (rlnOriginXAngst, rlnOriginYAngst),    split + 1 = rlnRandomSubset
 
-``blob/sign`` is -1 where particles are dark in the file. RELION has no such column: the sign goes into
-rlnCtfScalefactor, by which the CTF is multiplied.
+``blob/sign`` is -1 where particles are dark in the file, and ``alignments3D/alpha`` is the factor by which a slice is
+multiplied to fit the particle best. RELION has neither column: both go into rlnCtfScalefactor, by which the CTF is
+multiplied. Aberrations have a module of their own, :mod:`.cs_aberrations`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,142 +22,51 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from sparsecv.engine.errors import InputError
-from sparsecv.engine.io.atomic import atomic_write
-from sparsecv.engine.io.checks import ANGLES, SHIFTS
-from sparsecv.engine.io.npz import LONGEST_HEADER, check_array
+from sparsecv.engine.io.checks import ANGLES, OLD_SHIFTS, SHIFTS
+from sparsecv.engine.io.cs_aberrations import (
+    ANISOMAG,
+    LARGEST,
+    NONE,
+    SPECTER,
+    TERMS,
+    CsTerms,
+    cs_terms,
+    relion_columns,
+    sizes,
+)
+from sparsecv.engine.io.cs_table import ALIGNMENT, NEW, ONE, REMEDY, names_of, text_of, with_fields
+from sparsecv.engine.io.optics import OLD_COLUMNS, OpticsGroup
+from sparsecv.engine.io.optics_terms import FLIPPED, PREMULTIPLIED
 from sparsecv.engine.io.particles import ParticleTable
 from sparsecv.engine.io.paths import IMAGE_NAME, split_image_names
-from sparsecv.engine.io.regular import read_bytes
 from sparsecv.engine.io.star import StarFile, broken_rule
-from sparsecv.engine.physics.geometry import euler_to_matrix, matrix_to_euler
+from sparsecv.engine.physics.ctf import defocus_of_terms, defocus_terms
+from sparsecv.engine.physics.geometry import matrix_to_euler
 
-REMEDY = "export the particles from cryoSPARC again"
-UID = "csUid"  # no column of RELION's, which keeps columns that it does not know
-MAGIC = b"\x93NUMPY"
+UID, ALPHA = "csUid", "csAlpha"  # no columns of RELION's, which keeps columns that it does not know
 IMAGES = ("blob/path", "blob/idx", "blob/shape", "blob/psize_A")
 OPTICS = ("ctf/accel_kv", "ctf/cs_mm", "ctf/amp_contrast")
 DEFOCUS = ("ctf/df1_A", "ctf/df2_A", "ctf/df_angle_rad")
 POSE = ("alignments3D/pose", "alignments3D/shift")
+PLACE = ("location/micrograph_path", "location/center_x_frac", "location/center_y_frac")
+PLACE_COLUMNS = ("rlnMicrographName", "rlnCoordinateX", "rlnCoordinateY")
+SIGN, SCALE, SCALE_3D = "blob/sign", "ctf/scale", "alignments3D/alpha"
+GROUP, PHASE, BFACTOR = "ctf/exp_group_id", "ctf/phase_shift_rad", "ctf/bfactor"
+SPLIT, PIXEL = "alignments3D/split", "alignments3D/psize_A"
 GROUP_NAME = "exp_group_{}"
-# Terms of the image formation that are not carried over, and the value at which they say nothing.
-UNCARRIED = {"ctf/shift_A": 0, "ctf/tilt_A": 0, "ctf/trefoil_A": 0, "ctf/tetra_A": 0, "ctf/anisomag": 0}
-# What a new table has, where there is no original to be updated.
-NEW = [
-    ("uid", "<u8"), ("blob/idx", "<u4"), ("blob/shape", "<u4", (2,)), ("blob/psize_A", "<f4"),
-    ("blob/sign", "<f4"), ("ctf/type", "S9"), ("ctf/exp_group_id", "<u4"), ("ctf/accel_kv", "<f4"),
-    ("ctf/cs_mm", "<f4"), ("ctf/amp_contrast", "<f4"), ("ctf/df1_A", "<f4"), ("ctf/df2_A", "<f4"),
-    ("ctf/df_angle_rad", "<f4"), ("ctf/phase_shift_rad", "<f4"), ("ctf/scale", "<f4"), ("ctf/scale_const", "<f4"),
-    ("ctf/shift_A", "<f4", (2,)), ("ctf/tilt_A", "<f4", (2,)), ("ctf/trefoil_A", "<f4", (2,)),
-    ("ctf/tetra_A", "<f4", (4,)), ("ctf/anisomag", "<f4", (4,)), ("ctf/bfactor", "<f4"),
-]  # fmt: skip
-ALIGNMENT = [
-    ("alignments3D/split", "<u4"), ("alignments3D/shift", "<f4", (2,)), ("alignments3D/pose", "<f4", (3,)),
-    ("alignments3D/psize_A", "<f4"), ("alignments3D/alpha", "<f4"), ("alignments3D/class", "<u4"),
-    ("alignments3D/class_posterior", "<f4"), ("alignments3D/class_ess", "<f4"),
-]  # fmt: skip
-ONE = ("blob/sign", "ctf/scale", "ctf/scale_const", "alignments3D/alpha", "alignments3D/class_posterior",
-       "alignments3D/class_ess")  # fmt: skip
-
-# By field, what NumPy calls the kinds that it may be of, the shape of its values, and both in words.
-NUMBERS, WHOLE, TEXT = "fiu", "iu", "SU"
-FIELDS: dict[str, tuple[str, tuple[int, ...], str]] = {
-    "blob/path": (TEXT, (), "text"), "location/micrograph_path": (TEXT, (), "text"),
-    "location/center_x_frac": (NUMBERS, (), "a number"), "location/center_y_frac": (NUMBERS, (), "a number"),
-    "location/micrograph_shape": (NUMBERS, (2,), "2 numbers"),
+SAME_TURN = 1e-6  # rad: what single precision leaves of a pose
+# What a STAR file says of a .cs table, and a .cs table of a STAR file.
+TOLD = {"uid", *IMAGES, *OPTICS, *DEFOCUS, *POSE, *PLACE, *TERMS, SIGN, SCALE, SCALE_3D, GROUP, PHASE, BFACTOR, SPLIT}
+TOLD_COLUMNS = {
+    IMAGE_NAME, *ANGLES, *SHIFTS, *OLD_SHIFTS, *OLD_COLUMNS, UID, ALPHA, "rlnDefocusU", "rlnDefocusV",
+    "rlnDefocusAngle", "rlnPhaseShift", "rlnCtfBfactor", "rlnCtfScalefactor", "rlnRandomSubset", "rlnOpticsGroup",
 }  # fmt: skip
-for _field in np.dtype([*NEW, *ALIGNMENT]).fields.items():  # type: ignore[union-attr]  # it has fields
-    _kinds = WHOLE if _field[1][0].base.kind == "u" else NUMBERS
-    _words = "whole number" if _kinds == WHOLE else "number"
-    _shape = _field[1][0].shape
-    if _field[0] != "ctf/type":
-        FIELDS[_field[0]] = (_kinds, _shape, f"{_shape[0]} {_words}s" if _shape else f"a {_words}")
-
-
-def read_cs(path: str | Path, passthroughs: Sequence[str | Path] = ()) -> NDArray[Any]:
-    """Read a ``.cs`` table; nothing in the file is executed.
-
-    Parameters
-    ----------
-    path
-        The file.
-    passthroughs
-        Files whose further fields are joined by ``uid``; they may have more rows, and in another order.
-
-    Returns
-    -------
-    Structured array, one row per particle of ``path``.
-
-    Raises
-    ------
-    InputError
-        Not a NumPy file of plain rows, pickled objects in it, without ``uid``, a ``uid`` twice, or a row that a
-        passthrough file lacks.
-    """
-    table = _load(Path(path))
-    for other in passthroughs:
-        table = _joined(table, _load(Path(other)), Path(other))
-    return table
-
-
-def _load(path: Path) -> NDArray[Any]:
-    content = read_bytes(path)
-    rule = "a .cs file of cryoSPARC: a NumPy table of plain rows"
-    if not content.startswith(MAGIC):
-        raise InputError("is no .cs file of cryoSPARC", file=path, value=content[:8], rule=rule,
-                         remedy=REMEDY)
-    try:
-        check_array(io.BytesIO(content), len(content))
-        table = np.load(io.BytesIO(content), allow_pickle=False, max_header_size=LONGEST_HEADER)
-    except Exception as error:  # a damaged header fails in one of many ways, SyntaxError and MemoryError among them
-        raise InputError(f"cannot be read: {str(error)[:200]}", file=path, rule=rule, remedy=REMEDY) from error
-    if table.dtype.names is None or table.ndim != 1:
-        raise InputError("holds no table of named fields", file=path, value=str(table.dtype)[:200], rule=rule,
-                         remedy=REMEDY)
-    if "uid" not in table.dtype.names:
-        raise InputError("has no field uid", file=path, rule=rule, remedy=REMEDY)
-    for name, (kinds, shape, words) in FIELDS.items():
-        if name in table.dtype.names:
-            base, own = table.dtype[name].base, table.dtype[name].shape
-            if base.kind not in kinds or own != shape:
-                raise InputError("is of another type", file=path, item=name, value=str(table.dtype[name]), rule=words,
-                                 remedy=REMEDY)  # fmt: skip
-    if len(np.unique(table["uid"])) < len(table):
-        raise InputError("a uid occurs twice", file=path, rule="each row is one particle",
-                         remedy="remove the duplicates in cryoSPARC")
-    return table
-
-
-def _joined(table: NDArray[Any], other: NDArray[Any], path: Path) -> NDArray[Any]:
-    order = np.argsort(other["uid"])
-    place = np.minimum(np.searchsorted(other["uid"], table["uid"], sorter=order), max(len(other) - 1, 0))
-    rows = order[place] if len(other) else place
-    is_missing = other["uid"][rows] != table["uid"] if len(other) else np.ones(len(table), dtype=bool)
-    if is_missing.any():
-        raise InputError(f"{int(is_missing.sum())} of {len(table)} particles are not in it", file=path,
-                         item=f"uid {table['uid'][int(np.argmax(is_missing))]}",
-                         rule="the passthrough file of the same job",
-                         remedy="give that with --passthrough")
-    added = [name for name in _names(other) if name not in _names(table)]
-    return _with_fields(table, [(name, other.dtype[name], other[name][rows]) for name in added])
-
-
-def _names(table: NDArray[Any]) -> tuple[str, ...]:
-    return table.dtype.names or ()
-
-
-def _with_fields(table: NDArray[Any], added: Sequence[tuple[str, Any, Any]]) -> NDArray[Any]:
-    """The table with further fields (name, dtype, values)."""
-    found = np.zeros(len(table), dtype=[(name, table.dtype[name]) for name in _names(table)]
-                     + [(name, dtype) for name, dtype, _ in added])  # fmt: skip
-    for name in _names(table):
-        found[name] = table[name]
-    for name, _, values in added:
-        found[name] = values
-    return found
 
 
 # --------------------------------------------------------------------------------------------------- .cs to STAR file
-def star_of_cs(table: NDArray[Any], path: str | Path) -> tuple[StarFile, list[str]]:
+def star_of_cs(
+    table: NDArray[Any], path: str | Path, aberrations: str = SPECTER
+) -> tuple[StarFile, list[str]]:
     """The STAR file, RELION 3.1 and later, of a ``.cs`` table.
 
     Parameters
@@ -168,18 +75,20 @@ def star_of_cs(table: NDArray[Any], path: str | Path) -> tuple[StarFile, list[st
         As :func:`read_cs` returns it: with images and CTF; poses are optional.
     path
         Of the table, for messages.
+    aberrations
+        Whose convention of the aberrations is taken, one of `cs_aberrations.CONVENTIONS`.
 
     Returns
     -------
     star, notes
-        The file, and sentences on what it does not hold.
+        The file, and sentences on what it does not hold, and on what it is not certain to hold rightly.
 
     Raises
     ------
     InputError
         Where a field is missing, or a number is not finite.
     """
-    names = _names(table)
+    names = names_of(table)
     missing = [name for name in (*IMAGES, *OPTICS, *DEFOCUS) if name not in names]
     if missing:
         raise InputError(f"has no {', '.join(missing)}", file=path, rule="images and CTF of each particle",
@@ -193,82 +102,83 @@ def star_of_cs(table: NDArray[Any], path: str | Path) -> tuple[StarFile, list[st
                              value=table[name][row].tolist(), rule="finite numbers",
                              remedy="remove the particle in cryoSPARC")  # fmt: skip
     _check_values(table, path)
-    groups, index = _groups(table, path)
+    groups, index, told = _groups(table, path, aberrations)
     columns: dict[str, Any] = {IMAGE_NAME: _image_names(table)}
     columns |= _micrographs(table)
     columns |= {
         "rlnDefocusU": _float(table, "ctf/df1_A"), "rlnDefocusV": _float(table, "ctf/df2_A"),
         "rlnDefocusAngle": np.rad2deg(_float(table, "ctf/df_angle_rad")),
-        "rlnPhaseShift": np.rad2deg(_float(table, "ctf/phase_shift_rad", 0)),
-        "rlnCtfBfactor": _float(table, "ctf/bfactor", 0),
-        "rlnCtfScalefactor": _float(table, "ctf/scale", 1) * np.sign(_float(table, "blob/sign", 1)),
+        "rlnPhaseShift": np.rad2deg(_float(table, PHASE, 0)),
+        "rlnCtfBfactor": _float(table, BFACTOR, 0),
+        "rlnCtfScalefactor": _float(table, SCALE, 1) * np.sign(_float(table, SIGN, 1)) * _float(table, SCALE_3D, 1),
         "rlnOpticsGroup": index + 1,
     }  # fmt: skip
     if all(name in names for name in POSE):
         matrices = Rotation.from_rotvec(np.asarray(table["alignments3D/pose"], dtype=np.float64)).as_matrix()
         columns |= dict(zip(ANGLES, matrix_to_euler(np.swapaxes(matrices, 1, 2)).T, strict=True))
-        pixel = _float(table, "alignments3D/psize_A" if "alignments3D/psize_A" in names else "blob/psize_A")
+        pixel = _float(table, PIXEL if PIXEL in names else "blob/psize_A")
         shifts = np.asarray(table["alignments3D/shift"], dtype=np.float64) * pixel[:, None]
         columns |= dict(zip(SHIFTS, shifts.T, strict=True))
-    if "alignments3D/split" in names:
-        columns["rlnRandomSubset"] = table["alignments3D/split"].astype(np.int64) + 1
+    if SPLIT in names:
+        columns["rlnRandomSubset"] = table[SPLIT].astype(np.int64) + 1
+    if SCALE_3D in names and (table[SCALE_3D] != 1).any():
+        columns[ALPHA] = _float(table, SCALE_3D)
     columns[UID] = [str(uid) for uid in table["uid"].tolist()]
     star = StarFile.new()
     star.add_loop("optics", groups)
     star.add_loop("particles", columns)
-    return star, _lost(table, path)
+    return star, told + _lost(table, path)
 
 
 def _check_values(table: NDArray[Any], path: str | Path) -> None:
     """Refuse, with InputError, values that no STAR file of particles can have, or no particle has."""
     ranges = {
         "blob/idx": (0, 2**31 - 2, "0 or more, below 2^31"), "blob/shape": (1, 2**20, "1 or more pixels"),
-        "blob/psize_A": (1e-6, 1000, "0 < pixel size < 1000 A"), "alignments3D/split": (0, 1, "0 or 1"),
+        "blob/psize_A": (1e-6, 1000, "0 < pixel size < 1000 A"), SPLIT: (0, 1, "0 or 1"),
+        PIXEL: (1e-6, 1000, "0 < pixel size < 1000 A"), "ctf/accel_kv": (10, 3000, "10 to 3000 kV"),
+        SCALE_3D: (-1e3, 1e3, "at most 1e3"),
+        **{name: (-largest, largest, f"at most {largest:g}{'' if name == ANISOMAG else ' A'}")
+           for name, largest in LARGEST.items()},
     }  # fmt: skip
     for name, (low, high, rule) in ranges.items():
-        if name in _names(table):
+        if name in names_of(table):
             good = ((table[name] >= low) & (table[name] <= high)).reshape(len(table), -1).all(axis=1)
             if not good.all():
                 row = int(np.argmin(good))
                 raise InputError("out of range", file=path, item=f"row {row + 1}, {name}", rule=rule,
                                  value=table[name][row].tolist(), remedy=REMEDY)  # fmt: skip
     for name in ("blob/path", "location/micrograph_path"):
-        if name in _names(table):
+        if name in names_of(table):
             values, first = np.unique(table[name], return_index=True)
             for value, row in zip(values, first.tolist(), strict=True):
-                text = _text(value).removeprefix(">")
+                text = text_of(value).removeprefix(">")
                 rule = broken_rule(f"000001@{text}") or ("" if text or name != "blob/path" else "the name of a file")
                 if rule:
                     raise InputError("a name that a STAR file cannot hold", file=path, item=f"row {row + 1}, {name}",
                                      value=text, rule=rule, remedy="rename the file, or link to it under a plain name")
 
 
-_USED = {*IMAGES, *OPTICS, *DEFOCUS, *POSE, "ctf/phase_shift_rad", "ctf/bfactor", "ctf/scale", "blob/sign",
-         "alignments3D/psize_A"}  # fmt: skip
+_USED = {*IMAGES, *OPTICS, *DEFOCUS, *POSE, *TERMS, PHASE, BFACTOR, SCALE, SIGN, SCALE_3D, PIXEL}
 
 
 def _float(table: NDArray[Any], name: str, default: float | None = None) -> NDArray[np.float64]:
-    if name not in _names(table) and default is not None:
+    if name not in names_of(table) and default is not None:
         return np.full(len(table), float(default))
     return np.asarray(table[name], dtype=np.float64)
 
 
-def _text(value: Any) -> str:
-    return value.decode("utf-8", "backslashreplace") if isinstance(value, bytes) else str(value)
-
-
 def _image_names(table: NDArray[Any]) -> list[str]:
     """``number@stack``; the > that stands before the paths of imported stacks is cryoSPARC's own mark."""
-    paths = [_text(path).removeprefix(">") for path in table["blob/path"]]
+    paths = [text_of(path).removeprefix(">") for path in table["blob/path"]]
     return [f"{number + 1:06d}@{path}" for number, path in zip(table["blob/idx"].tolist(), paths, strict=True)]
 
 
 def _micrographs(table: NDArray[Any]) -> dict[str, Any]:
-    names = _names(table)
+    names = names_of(table)
     if "location/micrograph_path" not in names:
         return {}
     columns: dict[str, Any] = {
-        "rlnMicrographName": [_text(path).removeprefix(">") for path in table["location/micrograph_path"]]
+        "rlnMicrographName": [text_of(path).removeprefix(">") for path in table["location/micrograph_path"]]
     }
     needed = ("location/center_x_frac", "location/center_y_frac", "location/micrograph_shape")
     if all(name in names for name in needed):
@@ -278,75 +188,108 @@ def _micrographs(table: NDArray[Any]) -> dict[str, Any]:
     return columns
 
 
-def _groups(table: NDArray[Any], path: str | Path) -> tuple[dict[str, Any], NDArray[np.int64]]:
-    """Optics table by column, and the group of each particle: one for each set of values that occurs."""
-    identifier = _float(table, "ctf/exp_group_id", 0)
+def _groups(
+    table: NDArray[Any], path: str | Path, aberrations: str
+) -> tuple[dict[str, Any], NDArray[np.int64], list[str]]:
+    """Optics table by column, the group of each particle, one for each set of values that occurs, and notes."""
     shape = np.asarray(table["blob/shape"], dtype=np.float64)
     if (shape[:, 0] != shape[:, 1]).any():
         row = int(np.argmax(shape[:, 0] != shape[:, 1]))
         raise InputError("images are not square", file=path, item=f"row {row + 1}, blob/shape",
                          value=table["blob/shape"][row].tolist(), rule="rows = columns",
                          remedy="extract the particles in square boxes")  # fmt: skip
-    # rounded as float32 prints: 1.31 is 1.30999994 in the file
-    values = np.stack([identifier, shape[:, 0], *(_tidy(table, name) for name in ("blob/psize_A", *OPTICS))], axis=1)
-    groups, index = np.unique(values, axis=0, return_inverse=True)
+    given = [name for name in TERMS if name in names_of(table) and np.any(table[name])]
+    fixed = [_float(table, GROUP, 0), shape[:, 0], *(_shortest(table, name) for name in ("blob/psize_A", *OPTICS))]
+    rows = np.column_stack([*fixed, *(np.asarray(table[name], dtype=np.float64) for name in given)])
+    groups, index = np.unique(rows, axis=0, return_inverse=True)
     # two groups of one number differ in something else: their names must, too
     texts = [GROUP_NAME.format(int(number)) for number in groups[:, 0]]
     named = [text if texts.count(text) == 1 else f"{text}_{place}" for place, text in enumerate(texts, start=1)]
+    ends = np.cumsum([len(fixed), *(TERMS[name] for name in given)]).tolist()
+    values = {name: groups[:, start:end] for name, start, end in zip(given, ends, ends[1:], strict=False)}
     columns: dict[str, Any] = {
         "rlnOpticsGroup": np.arange(1, len(groups) + 1), "rlnOpticsGroupName": named,
         "rlnImageSize": groups[:, 1].astype(np.int64), "rlnImageDimensionality": np.full(len(groups), 2),
-        "rlnImagePixelSize": groups[:, 2], "rlnVoltage": groups[:, 3], "rlnSphericalAberration": groups[:, 4],
-        "rlnAmplitudeContrast": groups[:, 5],
+        "rlnImagePixelSize": groups[:, 2], "rlnVoltage": groups[:, 3], "rlnAmplitudeContrast": groups[:, 5],
     }  # fmt: skip
-    return columns, np.asarray(index).reshape(-1)
+    columns |= relion_columns(values, groups[:, 4], groups[:, 3], aberrations)
+    found: list[dict[str, float]] = [
+        sizes({name: rows[k] for name, rows in values.items()}, groups[k, 3], groups[k, 2]) for k in range(len(groups))
+    ]
+    return columns, np.asarray(index).reshape(-1), _told(found, path, aberrations)
 
 
-def _tidy(table: NDArray[Any], name: str) -> NDArray[np.float64]:
-    """Values as decimal numbers of 7 digits, which single precision holds."""
+def _told(found: list[dict[str, float]], path: str | Path, aberrations: str) -> list[str]:
+    """What became of terms of these sizes in some groups, in a sentence."""
+    largest = {name: max(one.get(name, 0.0) for one in found) for name in TERMS}
+    parts = [f"{name} (up to {100 * size:.2g} %)" if name == ANISOMAG else f"{name} (up to {size:.2g} rad at Nyquist)"
+             for name, size in largest.items() if size]  # fmt: skip
+    if not parts:
+        return []
+    start = "not carried over, and so ignored" if aberrations == NONE else f"in the convention of {aberrations}"
+    return [f"{path}: {start} (--aberrations): {', '.join(parts)}"]
+
+
+def _shortest(table: NDArray[Any], name: str) -> NDArray[np.float64]:
+    """Values as the shortest decimal numbers that are the same in the table's precision: 1.31, not 1.30999994."""
     unique, place = np.unique(table[name], return_inverse=True)
-    return np.array([float(f"{value:.7g}") for value in unique.tolist()])[place.reshape(-1)]
+    return np.array([float(str(value)) for value in unique])[place.reshape(-1)]
 
 
 def _lost(table: NDArray[Any], path: str | Path) -> list[str]:
-    names = _names(table)
-    active = [name for name, nothing in UNCARRIED.items()
-              if name in names and np.any(np.asarray(table[name]) != nothing)]  # fmt: skip
+    names = names_of(table)
     notes = []
-    if active:
-        notes.append(f"{path}: not carried over, and so ignored: {', '.join(active)}")
     if not all(name in names for name in POSE):
         notes.append(f"{path}: the particles have no poses (alignments3D)")
-    if "alignments3D/split" not in names:
-        notes.append(f"{path}: the particles have no half sets (alignments3D/split)")
-    if any(not name.endswith((".mrcs", ".st")) for name in np.unique([_text(one) for one in table["blob/path"]])):
+    if SPLIT not in names:
+        notes.append(f"{path}: the particles have no half sets ({SPLIT})")
+    untold = [name for name in names if name not in TOLD and _says_something(table, name)]
+    if untold:
+        notes.append(f"{path}: in the .cs file alone, to which --original goes back: {', '.join(untold)}")
+    if any(not name.endswith((".mrcs", ".st")) for name in np.unique([text_of(one) for one in table["blob/path"]])):
         notes.append(f"{path}: RELION takes stacks for stacks only if they end in .mrcs: link those that end in .mrc")
     return notes
 
 
+def _says_something(table: NDArray[Any], name: str) -> bool:
+    """Whether a field holds more than a new table would have in it."""
+    if name == PIXEL:
+        return bool((table[name] != table["blob/psize_A"]).any())
+    kind = table.dtype[name].base.kind
+    if kind in "fiub":
+        return bool((table[name] != _start(name)).any())
+    return name != "ctf/type" and (kind not in "SU" or bool((table[name] != np.zeros((), table.dtype[name])).any()))
+
+
 # --------------------------------------------------------------------------------------------------- STAR file to .cs
-def cs_of_star(path: str | Path, original: NDArray[Any] | None = None) -> tuple[NDArray[Any], list[str]]:
+def cs_of_star(
+    path: str | Path, original: NDArray[Any] | None = None, aberrations: str = SPECTER
+) -> tuple[NDArray[Any], list[str]]:
     """The ``.cs`` table of a particle STAR file.
 
     Parameters
     ----------
     path
-        STAR file of RELION 3.0, 3.1 or 5; its stacks are not looked for.
+        STAR file of RELION 3.0, 3.1 or 5; its stacks are looked for only where it does not give the images' size.
     original
         The table that the particles came from: every field of it is kept but poses, half sets and CTFs, and the rows
-        are found by ``csUid``, or by number and name of the stack.
+        are found by ``csUid``, or by number and name of the stack. What the STAR file has as it was is the same to the
+        last bit.
+    aberrations
+        Whose convention of the aberrations is taken, one of `cs_aberrations.CONVENTIONS`; with none they are 0, or what
+        they are in the original.
 
     Returns
     -------
     table, notes
-        Rows in the order of the STAR file, and sentences on what it does not hold.
+        Rows in the order of the STAR file, and sentences on what it does not hold, or not for certain rightly.
 
     Raises
     ------
     InputError
         A STAR file that is wrong, or particles that the original lacks.
     """
-    table = ParticleTable.read(path, check_images=False, independent_halves=False)
+    table = _read_star(path, needs_boxes=original is None)
     source = table.star.table(table.table_name)
     names, name_index, numbers = split_image_names(source)
     notes = list(table.warnings)
@@ -356,23 +299,55 @@ def cs_of_star(path: str | Path, original: NDArray[Any] | None = None) -> tuple[
         found = original[_rows_in(original, source, [names[k] for k in name_index], numbers, path)]
         wanted = (*NEW, *(ALIGNMENT if table.has_poses else ()))
         added = [(entry[0], np.dtype(entry[1:]) if len(entry) > 2 else np.dtype(entry[1]), _start(entry[0]))
-                 for entry in wanted if entry[0] not in _names(found)]  # fmt: skip
-        found = _with_fields(found, added)
-    _fill(found, table)
-    unusual = sorted({name for group in table.optics for name in group.unusual()})
-    if unusual:
-        notes.append(f"{path}: not carried over: {', '.join(unusual)}")
+                 for entry in wanted if entry[0] not in names_of(found)]  # fmt: skip
+        found = with_fields(found, added)
+    terms = [cs_terms(group, aberrations) for group in table.optics]
+    kept = () if original is None else names_of(original)
+    _fill(found, table, terms, kept, keep_terms=aberrations == NONE)
+    notes += _told_of_star(table, terms, aberrations)
+    columns = {name for name in source.columns if name not in TOLD_COLUMNS}
+    columns -= set(PLACE_COLUMNS) if all(name in kept for name in PLACE) else set()
+    if columns:
+        notes.append(f"{path}: a .cs file has no place for {', '.join(sorted(columns))}")
     if not table.has_poses:
         notes.append(f"{path}: the particles have no poses: no alignments3D")
     elif not table.halves.any():
-        notes.append(f"{path}: the particles have no half sets: all are in split 0")
+        notes.append(f"{path}: the particles have no half sets: "
+                     + ("those of the original are kept" if SPLIT in kept else "all are in split 0"))  # fmt: skip
     return found, notes
 
 
-def write_cs(path: str | Path, table: NDArray[Any]) -> None:
-    """Write a ``.cs`` table, atomically."""
-    with atomic_write(path) as temporary, temporary.open("wb") as out:
-        np.save(out, table, allow_pickle=False)
+def _read_star(path: str | Path, *, needs_boxes: bool) -> ParticleTable:
+    table = ParticleTable.read(path, check_images=False, independent_halves=False)
+    if not needs_boxes or all(group.box for group in table.optics):
+        return table
+    try:
+        return ParticleTable.read(path, independent_halves=False)
+    except InputError as error:
+        raise InputError("the images' size is not given, and the stacks do not tell it", file=path, item="rlnImageSize",
+                         value=str(error)[:200], rule="an optics table that has it, or stacks that are found",
+                         remedy="start where the stacks are found, or import the file into RELION 3.1 or later"
+                         ) from error  # fmt: skip
+
+
+def _told_of_star(table: ParticleTable, terms: list[CsTerms], aberrations: str) -> list[str]:
+    """What became of the terms of the optics groups, in sentences."""
+    shown = [cs_terms(group, SPECTER) for group in table.optics] if aberrations == NONE else terms
+    of = zip(shown, table.optics, strict=True)
+    found = [sizes({name: np.array(numbers) for name, numbers in one.values.items()}, group.voltage_kv,
+                   group.pixel_size) for one, group in of]  # fmt: skip
+    notes = _told(found, table.path, aberrations)
+    if any(one.phase_shift or any(one.defocus) or one.cs_mm != group.cs_mm
+           for one, group in zip(terms, table.optics, strict=True)):  # fmt: skip
+        notes.append(f"{table.path}: rlnEvenZernike is in part in defocus, phase shift and Cs now: the same CTFs")
+    lost = max((one.lost for one in terms), default=0.0)
+    if lost:
+        notes.append(f"{table.path}: not carried over: Zernike coefficients beyond the fourth order ({lost:.2g} rad at "
+                     "Nyquist)")  # fmt: skip
+    made = sorted({name for group in table.optics for name in group.unusual() if name in (FLIPPED, PREMULTIPLIED)})
+    if made:
+        notes.append(f"{table.path}: not carried over: {', '.join(made)}")
+    return notes
 
 
 def _start(name: str) -> float:
@@ -384,17 +359,13 @@ def _new_table(table: ParticleTable, source: Any, stacks: list[str], numbers: ND
     longest = max(map(len, paths))
     fields = [*NEW[:1], ("blob/path", f"S{longest}"), *NEW[1:], *(ALIGNMENT if table.has_poses else ())]
     found = np.zeros(len(table), dtype=fields)
-    for name in _names(found):
+    for name in names_of(found):
         if name in ONE:
             found[name] = 1
     found["blob/path"], found["blob/idx"] = paths, numbers
     found["ctf/type"] = b"imported"
     found["uid"] = _uids(source, stacks, numbers)
-    boxes = np.array([group.box for group in table.optics])[table.optics_index]
-    if not boxes.all():
-        raise InputError("the images' size is not given", file=table.path, item="rlnImageSize",
-                         rule="an optics table that has it", remedy="import the file into RELION 3.1 or later")
-    found["blob/shape"] = boxes[:, None]
+    found["blob/shape"] = np.array([group.box for group in table.optics])[table.optics_index][:, None]
     return found
 
 
@@ -418,11 +389,11 @@ def _rows_in(original: NDArray[Any], source: Any, stacks: list[str], numbers: ND
         known: dict[Any, int] = {uid: row for row, uid in enumerate(original["uid"].tolist())}
         keys: list[Any] = [_uid(text) for text in source.strings(UID)]
     else:
-        if "blob/path" not in _names(original) or "blob/idx" not in _names(original):
+        if "blob/path" not in names_of(original) or "blob/idx" not in names_of(original):
             raise InputError("the original has no images (blob/path, blob/idx)", item="original",
                              remedy="give its passthrough file with --passthrough")
         of = zip(original["blob/path"], original["blob/idx"].tolist(), strict=True)
-        known = {(number, _stem(_text(stack))): row for row, (stack, number) in enumerate(of)}
+        known = {(number, _stem(text_of(stack))): row for row, (stack, number) in enumerate(of)}
         keys = [(number, _stem(stack)) for number, stack in zip(numbers.tolist(), stacks, strict=True)]
     missing = [row for row, key in enumerate(keys) if key not in known]
     if missing:
@@ -437,31 +408,66 @@ def _stem(stack: str) -> str:
     return os.path.splitext(os.path.basename(stack.removeprefix(">")))[0]
 
 
-def _fill(found: NDArray[Any], table: ParticleTable) -> None:
-    """Set what a STAR file knows."""
-    optics = [table.optics[k] for k in table.optics_index]
-    groups = [_group_number(group.name, group.number) for group in table.optics]
+def _fill(
+    found: NDArray[Any], table: ParticleTable, terms: list[CsTerms], kept: tuple[str, ...], *, keep_terms: bool
+) -> None:
+    """Set what a STAR file knows; ``kept`` are the fields that the original has."""
+    index = table.optics_index
+    optics = [table.optics[k] for k in index]
+    found[GROUP] = np.array([_group_number(group) for group in table.optics])[index]
     found["blob/psize_A"] = [group.pixel_size for group in optics]
-    found["ctf/exp_group_id"] = np.array(groups)[table.optics_index]
     found["ctf/accel_kv"] = [group.voltage_kv for group in optics]
-    found["ctf/cs_mm"] = [group.cs_mm for group in optics]
+    found["ctf/cs_mm"] = np.array([one.cs_mm for one in terms])[index]
     found["ctf/amp_contrast"] = [group.amplitude_contrast for group in optics]
-    found["ctf/df1_A"], found["ctf/df2_A"] = table.defocus_u, table.defocus_v
-    found["ctf/df_angle_rad"] = np.deg2rad(table.defocus_angle)
-    found["ctf/phase_shift_rad"] = np.deg2rad(table.phase_shift)
-    found["ctf/bfactor"] = table.ctf_bfactor
-    found["ctf/scale"] = np.abs(table.ctf_scale)
-    found["blob/sign"] = np.where(table.ctf_scale < 0, -1, 1)
+    for name in () if keep_terms else TERMS:
+        found[name] = np.array([one.values[name] for one in terms])[index]
+    defocus = np.stack([table.defocus_u, table.defocus_v, table.defocus_angle])
+    for number, one in enumerate(terms):
+        if any(one.defocus):
+            own = np.array(defocus_terms(*defocus[:, index == number])) + np.array(one.defocus)[:, None]
+            defocus[:, index == number] = defocus_of_terms(*own)
+    found["ctf/df1_A"], found["ctf/df2_A"] = defocus[:2]
+    found["ctf/df_angle_rad"] = np.deg2rad(defocus[2])
+    found[PHASE] = np.deg2rad(table.phase_shift) + np.array([one.phase_shift for one in terms])[index]
+    found[BFACTOR] = table.ctf_bfactor
+    _fill_scales(found, table)
     if table.has_poses:
-        back = np.swapaxes(euler_to_matrix(*table.angles.T), 1, 2)  # type: ignore[union-attr]
-        found["alignments3D/pose"] = Rotation.from_matrix(back).as_rotvec()
-        pixel = found["blob/psize_A"].astype(np.float64)
-        found["alignments3D/psize_A"] = pixel
-        found["alignments3D/shift"] = table.image_shifts / pixel[:, None]
-        found["alignments3D/split"] = np.maximum(table.halves.astype(np.int64) - 1, 0)
+        _fill_poses(found, table, kept)
 
 
-def _group_number(name: str, number: int) -> int:
+def _fill_scales(found: NDArray[Any], table: ParticleTable) -> None:
+    """Take rlnCtfScalefactor apart into sign, scale of the CTF and, where the STAR file tells it, alpha."""
+    source, scale = table.star.table(table.table_name), table.ctf_scale
+    if ALPHA in source and SCALE_3D in names_of(found):
+        alpha = source.floats(ALPHA)
+        found[SCALE_3D] = alpha
+        before = found[SCALE].astype(np.float64) * found[SIGN]
+        scale = np.divide(scale, alpha, out=before, where=alpha != 0)  # of a particle of no weight nothing is known
+    found[SCALE] = np.abs(scale)
+    found[SIGN] = np.where(scale < 0, -1, 1)
+
+
+def _fill_poses(found: NDArray[Any], table: ParticleTable, kept: tuple[str, ...]) -> None:
+    """Set pose, shift and split; a vector that turns as the original's did stays that, also beyond half a turn."""
+    back = Rotation.from_matrix(np.swapaxes(table.rotations, 1, 2))
+    vectors = back.as_rotvec()
+    if POSE[0] in kept:
+        before = np.asarray(found[POSE[0]], dtype=np.float64)
+        before[~np.isfinite(before).all(axis=1)] = 0
+        same = (Rotation.from_rotvec(before).inv() * back).magnitude() < SAME_TURN
+        vectors[same] = before[same]
+    found[POSE[0]] = vectors
+    pixel = found["blob/psize_A"].astype(np.float64)
+    if PIXEL in kept:
+        pixel = np.where(found[PIXEL] > 0, found[PIXEL].astype(np.float64), pixel)
+    found[PIXEL] = pixel
+    found[POSE[1]] = table.image_shifts / pixel[:, None]
+    if table.halves.any() or SPLIT not in kept:
+        found[SPLIT] = np.maximum(table.halves.astype(np.int64) - 1, 0)
+
+
+def _group_number(group: OpticsGroup) -> int:
     """cryoSPARC's number where the name tells it, as :func:`star_of_cs` writes it."""
-    start, _, rest = name.partition(GROUP_NAME.format(""))
-    return int(rest) if start == "" and rest.isdigit() else number - 1
+    start, _, rest = group.name.partition(GROUP_NAME.format(""))
+    number = rest.partition("_")[0]
+    return int(number) if start == "" and number.isdigit() else group.number - 1
