@@ -11,7 +11,7 @@ import collections
 import functools
 import importlib
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ from sparsecv.kernels.contract import (
     LEAST_DENOMINATOR,
     PRECISIONS,
     check_candidates,
+    check_curvature,
     check_kernel,
     check_product,
     check_quotient,
@@ -69,15 +70,15 @@ def to_host(array: Any) -> np.ndarray:
     return array.get()
 
 
-def _check_reach(shape: tuple[int, ...], kx: Any, ky: Any, padding: float) -> None:
+def _check_reach(shape: tuple[int, ...], kx: Any, ky: Any, padding: float, curvature: Any = None) -> None:
     """`check_reach`, which looks at the numbers of a list of pixels once: to look is to wait for the device."""
     for known in _reaches:
         if known[0]() is kx and known[1]() is ky:
-            check_radius(shape, known[2], padding)
+            check_radius(shape, known[2], padding, curvature)
             return
     radius = largest_radius(kx, ky)
     _reaches.append((weakref.ref(kx), weakref.ref(ky), radius))
-    check_radius(shape, radius, padding)
+    check_radius(shape, radius, padding, curvature)
 
 
 _reaches: collections.deque[tuple[Any, Any, float]] = collections.deque(maxlen=32)
@@ -247,9 +248,11 @@ def backproject(
     data: Any,
     weight: Any,
     kernel: str = "trilinear",
+    curvature: Sequence[float] | None = None,
 ) -> None:
     """Add weighted images to data (complex64) and weight (float32) in place: see :func:`.reference.backproject`."""
-    _check_reach(data.shape, kx, ky, padding)
+    bends = check_curvature(curvature, images)
+    _check_reach(data.shape, kx, ky, padding, bends)
     check_candidates(rotations, owner, images, ctf2, weights, kx)
     check_kernel(kernel)
     _check_accumulators(data, weight)
@@ -257,8 +260,10 @@ def backproject(
     ctf2, weights, rotations, kx, ky = contiguous(np.float32, ctf2, weights, rotations, kx, ky)
     (owner,) = contiguous(np.int32, owner)
     sizes = (len(kx), images.shape[1], float(padding), half_width(data.shape))
-    arguments = (images, ctf2, weights, rotations, owner, kx, ky, *sizes, data, weight)
-    launch("backproject", f"backproject_{kernel}", (len(owner), blocks(len(kx))), arguments)
+    curved = () if bends is None else (import_cupy().asarray(bends.astype(np.float32)),)
+    arguments = (images, ctf2, weights, rotations, owner, *curved, kx, ky, *sizes, data, weight)
+    macros = {"CURVED": 1} if curved else {}
+    launch("backproject", f"backproject_{kernel}", (len(owner), blocks(len(kx))), arguments, **macros)
 
 
 @contextmanager
