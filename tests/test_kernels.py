@@ -210,6 +210,74 @@ def test_gaussian_kernel_of_one_pixel(backend: Backend, pixel: tuple[int, int]) 
     np.testing.assert_allclose(weight, np.abs(whole[:, :, c:]) / abs(value), atol=1e-6)
 
 
+# ------------------------------------------------------------------------------------------------ curved slices
+def _curved(p: dict[str, Any]) -> tuple[float, ...]:
+    """Curvatures of the images of a problem: strong, none, and weak the other way."""
+    return (0.02, 0.0, -0.006)[: len(p["images"])]
+
+
+def _roomier(p: dict[str, Any], c: int) -> tuple[np.ndarray, np.ndarray]:
+    """Accumulators that are not empty."""
+    rng = np.random.default_rng(31)
+    shape = (2 * c + 1, 2 * c + 1, c + 1)
+    return complex_normal(rng, *shape), rng.random(shape, dtype=np.float32)
+
+
+@pytest.mark.parametrize("kernel", ["trilinear", "gaussian"])
+def test_curved_backprojection_is_the_definition(backend: Backend, kernel: str) -> None:
+    p = make_problem()
+    expected, found = _roomier(p, 28), _roomier(p, 28)
+    arguments = [p[name] for name in ("images", "ctf2", "weights", "rotations", "owner", "kx", "ky")]
+    reference.backproject(*arguments, PADDING, *expected, kernel, _curved(p))
+    backend.call("backproject", *arguments, PADDING, *found, kernel, _curved(p))
+    flat = _roomier(p, 28)
+    reference.backproject(*arguments, PADDING, *flat, kernel)
+    for one, wanted, other in zip(found, expected, flat, strict=True):
+        assert relative_error(one, wanted) < 1e-5
+        assert relative_error(one, other) > 0.01
+    with backend.ops.backprojection(*(backend.up(array) for array in _roomier(p, 28)), kernel) as add:
+        add(*map(backend.up, arguments), PADDING, curvature=_curved(p))
+
+
+@pytest.mark.parametrize("kernel", ["trilinear", "gaussian"])
+def test_slices_without_curvature_are_flat(backend: Backend, kernel: str) -> None:
+    p = make_problem()
+    arguments = [p[name] for name in ("images", "ctf2", "weights", "rotations", "owner", "kx", "ky")]
+    flat, curved = _roomier(p, 28), _roomier(p, 28)
+    backend.call("backproject", *arguments, PADDING, *flat, kernel)
+    backend.call("backproject", *arguments, PADDING, *curved, kernel, (0.0, 0.0, 0.0))
+    for one, other in zip(curved, flat, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize(("turn", "bend"), [(0, 0.2), (1, 0.2), (1, -0.2), (2, 0.4)])
+def test_pixel_of_a_curved_slice_lies_off_the_plane(backend: Backend, turn: int, bend: float) -> None:
+    """kz = bend k^2 is whole here: pixel (2, -1) of a slice falls on the one voxel A^T (2, -1, 5 bend), or its mate."""
+    c, rotation = 10, random_rotations(np.random.default_rng(1), 3)[turn]
+    x, y, z = np.rint(PADDING * rotation.T @ (2, -1, 5 * bend)).astype(int)
+    data, weight = np.zeros((21, 21, 11), np.complex64), np.zeros((21, 21, 11), np.float32)
+    image, ones = np.full((1, 1, 1), 2 - 3j, np.complex64), np.ones((1, 1), np.float32)
+    place = rotation[None], np.zeros(1, np.int32), np.array([2], np.int32), np.array([-1], np.int32)
+    backend.call("backproject", image, ones, ones, *place, PADDING, data, weight, "trilinear", (bend,))
+    found = data[z + c, y + c, x] if x >= 0 else np.conj(data[c - z, c - y, -x])
+    assert found == pytest.approx(2 - 3j, abs=1e-5)
+    assert np.abs(data).sum() == pytest.approx(abs(2 - 3j), abs=1e-4)
+    assert weight.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_curvature_that_leaves_the_volume_is_refused(backend: Backend) -> None:
+    """The disc ends at |k| = 11.4, where kz = bend k^2 adds to it; one image's curvature is enough."""
+    p = make_problem()
+    arguments = [p[name] for name in ("images", "ctf2", "weights", "rotations", "owner", "kx", "ky")]
+    radius, c = np.hypot(p["kx"], p["ky"]).max(), p["data"].shape[2] - 1
+    most = np.sqrt(((c - 2) / PADDING / radius) ** 2 - 1) / radius
+    backend.call("backproject", *arguments, PADDING, p["data"], p["weight"], "trilinear", (0.0, -0.99 * most, 0.0))
+    with pytest.raises(ValueError, match="half width"):
+        backend.call("backproject", *arguments, PADDING, p["data"], p["weight"], "trilinear", (0.0, -1.01 * most, 0.0))
+    with pytest.raises(ValueError, match="curvature has shape"):
+        backend.call("backproject", *arguments, PADDING, p["data"], p["weight"], "trilinear", (0.0, 0.0))
+
+
 def test_completed_accumulators_obey_friedel(backend: Backend) -> None:
     p = make_problem()
     data, weight = p["data"].copy(), p["weight"].copy()

@@ -133,7 +133,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> ParticleTable:
 class Pass:
     """One pass over all images, of which everything but the pass itself is there already."""
 
-    def __init__(self, ops: ModuleType, table: ParticleTable, stage: str, resident: int = 0) -> None:
+    def __init__(self, ops: ModuleType, table: ParticleTable, stage: str, resident: int = 0, hand: int = 0) -> None:
         self.ops, self.table = ops, table
         self.told: list[str] = []
         self.particles = Particles.of(ops, table, GEOMETRY, np.eye(3)[None], 100.0, tell=self.told.append)
@@ -144,6 +144,8 @@ class Pass:
         volume = map_to_volume(ops, ops.xp.asarray(half.reference), 10)
         bank = GridBank(ops, volume, plan, self.particles.disc, PADDING) if stage == "global" else None
         self.half, self.search = half, Search(plan, volume, bank, draws, 10, 8)
+        if hand:
+            self.search = replace(self.search, slices=self.particles.ewald_slices(ops, 10, hand))
 
     def run(self) -> tuple[ParticleState, HalfResult]:
         state = ParticleState.start(self.table.rotations, np.zeros((COUNT, 2)))
@@ -168,12 +170,14 @@ def assert_same(found: tuple[ParticleState, HalfResult], wanted: tuple[ParticleS
             assert np.linalg.norm(ours - theirs) < 1e-4 * np.linalg.norm(theirs)
 
 
-@pytest.mark.parametrize(("stage", "resident"), [("local", 0), ("local", COUNT), ("global", 0)])
+@pytest.mark.parametrize(("stage", "resident", "hand"), [
+    ("local", 0, 0), ("local", COUNT, 0), ("global", 0, 0), ("local", 0, 1),
+])  # fmt: skip
 def test_out_of_memory_on_the_device_changes_nothing(
-    stage: str, resident: int, table: ParticleTable, imitation: None
+    stage: str, resident: int, hand: int, table: ParticleTable, imitation: None
 ) -> None:
     """The k-th array of a pass cannot be had, for k from the first to the last."""
-    pass_ = Pass(cuda, table, stage, resident)
+    pass_ = Pass(cuda, table, stage, resident, hand)
     wanted = pass_.run()
     before = Allocations.count
     pass_.run()
@@ -181,7 +185,7 @@ def test_out_of_memory_on_the_device_changes_nothing(
     assert arrays > 200
     failed = 0
     for k in np.linspace(60, arrays - 40, 5).astype(int):
-        again = Pass(cuda, table, stage, resident)
+        again = Pass(cuda, table, stage, resident, hand)
         Allocations.fail_at = Allocations.count + int(k)
         found = again.run()
         Allocations.fail_at = None

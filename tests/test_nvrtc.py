@@ -77,6 +77,11 @@ def test_source_compiles_clean_and_within_budget(family: str, architecture: int)
     _check(family, architecture, TILE=max(cuda.TILES), SHELLS=256)
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_backprojection_of_curved_slices(architecture: int) -> None:
+    _check("backproject", architecture, CURVED=1)
+
+
 @pytest.mark.parametrize("tile", cuda.TILES)
 def test_every_tile_of_the_scores(tile: int) -> None:
     _check("score", 80, TILE=tile)

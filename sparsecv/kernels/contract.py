@@ -21,9 +21,12 @@ def half_width(shape: tuple[int, ...]) -> int:
     return c
 
 
-def check_reach(shape: tuple[int, ...], kx: Any, ky: Any, padding: float) -> None:
-    """Refuse, with ValueError, pixels kx, ky (J,) that leave the volume; the rule is padding max|k| + 2 <= c."""
-    check_radius(shape, largest_radius(kx, ky), padding)
+def check_reach(shape: tuple[int, ...], kx: Any, ky: Any, padding: float, curvature: Any = None) -> None:
+    """Refuse, with ValueError, pixels kx, ky (J,) that leave the volume; the rule is padding max|k| + 2 <= c.
+
+    On curved slices |k| is that of (kx, ky, curvature k^2).
+    """
+    check_radius(shape, largest_radius(kx, ky), padding, curvature)
 
 
 def largest_radius(kx: Any, ky: Any) -> float:
@@ -33,9 +36,16 @@ def largest_radius(kx: Any, ky: Any) -> float:
     return float((kx * kx + ky * ky).max()) ** 0.5
 
 
-def check_radius(shape: tuple[int, ...], radius: float, padding: float) -> None:
+def curved_radius(radius: Any, curvature: Any) -> Any:
+    """Distance from the origin of pixels whose |k| is ``radius``, on slices curved by kz = curvature k^2."""
+    return radius * np.sqrt(1 + (curvature * radius) ** 2)
+
+
+def check_radius(shape: tuple[int, ...], radius: float, padding: float, curvature: Any = None) -> None:
     """The rule of `check_reach` for a radius that is known."""
     c = half_width(shape)
+    if curvature is not None:
+        radius = float(curved_radius(radius, np.abs(curvature).max(initial=0)))
     reach = padding * radius + 2
     if not reach <= c:  # so written that NaN is refused
         raise ValueError(f"the disc needs a half width of {reach:.1f} (padding x frequency + 2), the volume has {c}")
@@ -54,6 +64,19 @@ def check_candidates(rotations: Any, owner: Any, images: Any, ctf2: Any, weights
     for name, (shape, wanted) in expected.items():
         if tuple(shape) != wanted:
             raise ValueError(f"{name} has shape {tuple(shape)}; its companions ask for {wanted}")
+
+
+def check_curvature(curvature: Any, images: Any) -> np.ndarray | None:
+    """Curvatures of images (I, T, J), one for each, as float64 (I,); None for none. ValueError for any other number.
+
+    They stay on the host, where they decide whether a disc fits: to look at them on the device is to wait for it.
+    """
+    if curvature is None:
+        return None
+    given = np.asarray(curvature, np.float64)
+    if given.shape != images.shape[:1]:
+        raise ValueError(f"curvature has shape {given.shape}; the images ask for ({len(images)},)")
+    return given
 
 
 def check_shifts(images: Any, shifts: Any, kx: Any) -> None:

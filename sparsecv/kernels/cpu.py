@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from sparsecv.kernels.contract import (
     LEAST_DENOMINATOR,
     PRECISIONS,
     check_candidates,
+    check_curvature,
     check_kernel,
     check_product,
     check_quotient,
@@ -158,6 +159,28 @@ def _place(voxel, part, ny, nx, a, kx, ky, padding):
 
 
 @compiled
+def _place_curved(voxel, part, ny, nx, a, kx, ky, padding, bend):
+    """`_place` for a slice curved by kz = bend k^2: a loop of its own, so that flat slices do without."""
+    c = np.float32((ny - 1) // 2)
+    xx, xy, yx, yy, zx, zy = _axes(a, padding)
+    xz, yz, zz = padding * a[2, 0], padding * a[2, 1], padding * a[2, 2]
+    one = np.float32(1)
+    row, plane = np.int64(nx), np.int64(nx) * ny
+    for j in range(kx.shape[0]):
+        u, v = kx[j], ky[j]
+        w = bend * (u * u + v * v)
+        x = xx * u + xy * v + xz * w
+        sign = -one if x < 0 else one
+        x *= sign
+        y = sign * (yx * u + yy * v + yz * w) + c
+        z = sign * (zx * u + zy * v + zz * w) + c
+        x0, y0, z0 = np.int32(x), np.int32(y), np.int32(z)
+        voxel[j] = z0 * plane + y0 * row + x0
+        part[0, j], part[1, j], part[2, j] = x - np.float32(x0), y - np.float32(y0), z - np.float32(z0)
+        part[3, j] = sign
+
+
+@compiled
 def _slice_into(out, voxel, part, volume, ny, nx, a, kx, ky, padding):
     """Trilinear slice of one rotation into out (2J,), real and imaginary parts interleaved.
 
@@ -287,12 +310,11 @@ def _weighted_slice(pairs, total, images, ctf2, i, weights):
 
 
 @compiled
-def _deposit_trilinear(volume, voxel, part, ny, nx, pairs, total, a, kx, ky, padding):
-    """Adjoint of the trilinear slice; a voxel of the flat volume is (real, imaginary, weight), float64."""
-    _place(voxel, part, ny, nx, a, kx, ky, padding)
+def _deposit_trilinear(volume, voxel, part, ny, nx, pairs, total):
+    """Adjoint of the slice at these places; a voxel of the flat volume is (real, imaginary, weight), float64."""
     one = 1.0
     row, plane = np.uint64(3 * nx), np.uint64(3 * nx * ny)
-    for j in range(kx.shape[0]):
+    for j in range(voxel.shape[0]):
         fx, fy, fz = np.float64(part[0, j]), np.float64(part[1, j]), np.float64(part[2, j])
         gy, gz = one - fy, one - fz
         re, im, w = np.float64(pairs[2 * j]), np.float64(part[3, j] * pairs[2 * j + 1]), np.float64(total[j])
@@ -316,19 +338,21 @@ def _deposit_trilinear(volume, voxel, part, ny, nx, pairs, total, a, kx, ky, pad
 
 
 @compiled
-def _deposit_gaussian(volume, ny, nx, pairs, total, a, kx, ky, padding):
+def _deposit_gaussian(volume, ny, nx, pairs, total, a, kx, ky, padding, bend):
     """27 neighbours weighted by exp(-d^2 / 2); a neighbour at x = -1 is folded onto its Friedel mate."""
     centre = np.int64((ny - 1) // 2)
     row, plane = np.int64(3 * nx), np.int64(3 * nx) * ny
     xx, xy, yx, yy, zx, zy = _axes(a, padding)
+    xz, yz, zz = padding * a[2, 0], padding * a[2, 1], padding * a[2, 2]
     one, half = np.float32(1), np.float32(0.5)
     ex, ey, ez = np.empty(3, np.float32), np.empty(3, np.float32), np.empty(3, np.float32)
     for j in range(kx.shape[0]):
         u, v = kx[j], ky[j]
-        x = xx * u + xy * v
+        w = bend * (u * u + v * v)  # 27 voxels take so long that flat slices do not notice
+        x = xx * u + xy * v + xz * w
         sign = -one if x < 0 else one
         x *= sign
-        y, z = sign * (yx * u + yy * v), sign * (zx * u + zy * v)
+        y, z = sign * (yx * u + yy * v + yz * w), sign * (zx * u + zy * v + zz * w)
         x0, y0, z0 = np.int32(np.rint(x)), np.int32(np.rint(y)), np.int32(np.rint(z))
         for d in range(3):
             ex[d] = np.exp(-half * (x0 + d - 1 - x) ** 2)
@@ -351,8 +375,8 @@ def _deposit_gaussian(volume, ny, nx, pairs, total, a, kx, ky, padding):
 
 
 @compiled_parallel
-def _backproject(private, ny, nx, images, ctf2, weights, rotations, owner, kx, ky, padding, is_gaussian):
-    count = private.shape[0]
+def _backproject(private, ny, nx, images, ctf2, weights, rotations, owner, kx, ky, padding, bends, is_gaussian):
+    count, is_curved = private.shape[0], bends.shape[0] > 0
     for k in numba.prange(count):
         pairs = np.empty(2 * kx.shape[0], dtype=np.float32)
         total = np.empty(kx.shape[0], dtype=np.float32)
@@ -360,11 +384,15 @@ def _backproject(private, ny, nx, images, ctf2, weights, rotations, owner, kx, k
         for c in range(k, rotations.shape[0], count):
             if _weighted_slice(pairs, total, images, ctf2, owner[c], weights[c]) == 0:
                 continue
+            bend = bends[owner[c]] if is_curved else np.float32(0)
             if is_gaussian:
-                _deposit_gaussian(private[k], ny, nx, pairs, total, rotations[c], kx, ky, padding)
+                _deposit_gaussian(private[k], ny, nx, pairs, total, rotations[c], kx, ky, padding, bend)
+                continue
+            if is_curved:
+                _place_curved(voxel, part, ny, nx, rotations[c], kx, ky, padding, bend)
             else:
-                place = voxel, part
-                _deposit_trilinear(private[k], *place, ny, nx, pairs, total, rotations[c], kx, ky, padding)
+                _place(voxel, part, ny, nx, rotations[c], kx, ky, padding)
+            _deposit_trilinear(private[k], voxel, part, ny, nx, pairs, total)
 
 
 @compiled_parallel
@@ -393,12 +421,15 @@ def backprojection(data: Any, weight: Any, kernel: str = "trilinear") -> Iterato
     private = np.zeros((copies, 3 * data.size))
     ny, nx = data.shape[1:]
 
-    def add(images: Any, ctf2: Any, weights: Any, rotations: Any, owner: Any, kx: Any, ky: Any, padding: int) -> None:
-        check_reach(data.shape, kx, ky, padding)
+    def add(images: Any, ctf2: Any, weights: Any, rotations: Any, owner: Any, kx: Any, ky: Any, padding: int,
+            curvature: Any = None) -> None:
+        bends = check_curvature(curvature, images)
+        check_reach(data.shape, kx, ky, padding, bends)
         check_candidates(rotations, owner, images, ctf2, weights, kx)
         pairs = np.ascontiguousarray(images, dtype=np.complex64).view(np.float32)
         arguments = (_f32(ctf2), _f32(weights), _f32(rotations), _i32(owner), _f32(kx), _f32(ky))
-        _backproject(private, ny, nx, pairs, *arguments, np.float32(padding), kernel == "gaussian")
+        bends = np.empty(0, np.float32) if bends is None else _f32(bends)
+        _backproject(private, ny, nx, pairs, *arguments, np.float32(padding), bends, kernel == "gaussian")
 
     yield add
     _merge(data, weight, private.reshape(copies, *data.shape, 3))
@@ -416,10 +447,11 @@ def backproject(
     data: Any,
     weight: Any,
     kernel: str = "trilinear",
+    curvature: Sequence[float] | None = None,
 ) -> None:
     """Add one batch of weighted images to a volume: see :func:`sparsecv.kernels.reference.backproject`."""
     with backprojection(data, weight, kernel) as add:
-        add(images, ctf2, weights, rotations, owner, kx, ky, padding)
+        add(images, ctf2, weights, rotations, owner, kx, ky, padding, curvature)
 
 
 # ------------------------------------------------------------------------------------------------ whole volumes

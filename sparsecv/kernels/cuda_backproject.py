@@ -12,13 +12,20 @@ from __future__ import annotations
 import functools
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from sparsecv.kernels.contract import check_candidates, check_kernel, check_radius, half_width, largest_radius
+from sparsecv.kernels.contract import (
+    check_candidates,
+    check_curvature,
+    check_kernel,
+    check_radius,
+    half_width,
+    largest_radius,
+)
 from sparsecv.kernels.cuda_launch import blocks, contiguous, import_cupy, launch
 
 LEAST_PADDING = 2  # of gathering: below, more pixels reach a tile than it has room for
@@ -45,9 +52,9 @@ _radii: deque[Any] = deque(maxlen=32)
 _tables: deque[Any] = deque(maxlen=8)  # each of up to a few MB
 
 
-def check_reach(shape: tuple[int, ...], kx: Any, ky: Any, padding: float) -> None:
+def check_reach(shape: tuple[int, ...], kx: Any, ky: Any, padding: float, curvature: Any = None) -> None:
     """:func:`.contract.check_reach`, which looks at the numbers of a list of pixels once."""
-    check_radius(shape, _radius_of(kx, ky), padding)
+    check_radius(shape, _radius_of(kx, ky), padding, curvature)
 
 
 def check_accumulators(data: Any, weight: Any) -> None:
@@ -72,9 +79,11 @@ def backproject(
     data: Any,
     weight: Any,
     kernel: str = "trilinear",
+    curvature: Sequence[float] | None = None,
 ) -> None:
     """Add weighted images to data (complex64) and weight (float32) in place: see :func:`.reference.backproject`."""
-    check_reach(data.shape, kx, ky, padding)
+    bends = check_curvature(curvature, images)
+    check_reach(data.shape, kx, ky, padding, bends)
     check_candidates(rotations, owner, images, ctf2, weights, kx)
     check_kernel(kernel)
     check_accumulators(data, weight)
@@ -83,8 +92,8 @@ def backproject(
     (owner,) = contiguous(np.int32, owner)
     given = images, ctf2, weights, rotations, owner, kx, ky, padding, data, weight, kernel
     pixels = len(owner) * len(kx)
-    if pixels < WORTH_A_TRIAL or not can_gather(kx, ky, padding):
-        scatter(*given)
+    if bends is not None or pixels < WORTH_A_TRIAL or not can_gather(kx, ky, padding):
+        scatter(*given, bends)
         return
     trial = _trial(import_cupy().cuda.Device().id, data.shape, kernel)
     with trial.timed(pixels) as way:
@@ -100,20 +109,22 @@ def backprojection(data: Any, weight: Any, kernel: str = "trilinear") -> Iterato
 
 def scatter(
     images: Any, ctf2: Any, weights: Any, rotations: Any, owner: Any, kx: Any, ky: Any, padding: float, data: Any,
-    weight: Any, kernel: str,
+    weight: Any, kernel: str, bends: Any = None,
 ) -> None:  # fmt: skip
     """`backproject` with atomic additions, arguments checked already."""
     kx, ky = contiguous(np.float32, kx, ky)
     sizes = (len(kx), images.shape[1], float(padding), half_width(data.shape))
-    arguments = (images, ctf2, weights, rotations, owner, kx, ky, *sizes, data, weight)
-    launch("backproject", f"backproject_{kernel}", (len(owner), blocks(len(kx))), arguments)
+    curved = () if bends is None else (import_cupy().asarray(bends.astype(np.float32)),)
+    arguments = (images, ctf2, weights, rotations, owner, *curved, kx, ky, *sizes, data, weight)
+    macros = {"CURVED": 1} if curved else {}
+    launch("backproject", f"backproject_{kernel}", (len(owner), blocks(len(kx))), arguments, **macros)
 
 
 def gather(
     images: Any, ctf2: Any, weights: Any, rotations: Any, owner: Any, kx: Any, ky: Any, padding: float, data: Any,
     weight: Any, kernel: str,
 ) -> None:  # fmt: skip
-    """`backproject` tile by tile, arguments checked already; the same bits in each run.
+    """`backproject` of flat slices tile by tile, arguments checked already; the same bits in each run.
 
     kx and ky are whole numbers, and no pixel stands in the list beside its Friedel mate: see `can_gather`.
     """

@@ -14,7 +14,8 @@ owner
     (C,) integer: the image that each candidate rotation belongs to, ascending.
 
 Image pixel (kx, ky) of candidate c is the voxel v = padding A_c^T (kx, ky, 0) of the volume (projection-slice theorem);
-where v_x < 0 the mate -v is used, with the complex conjugate.
+where v_x < 0 the mate -v is used, with the complex conjugate. A curved slice, a part of an Ewald sphere, has
+v = padding A_c^T (kx, ky, curvature k^2).
 
 This back end computes in float64 and complex128 throughout and returns them; the others return float32 and complex64.
 """
@@ -33,6 +34,7 @@ from sparsecv.kernels.contract import (
     LEAST_DENOMINATOR,
     PRECISIONS,
     check_candidates,
+    check_curvature,
     check_kernel,
     check_product,
     check_quotient,
@@ -174,10 +176,13 @@ def product_precisions() -> tuple[str, ...]:
     return PRECISIONS[:1]
 
 
-def _positions(rotation: Array, kx: Array, ky: Array, padding: float) -> tuple[Array, Array]:
+def _positions(
+    rotation: Array, kx: Array, ky: Array, padding: float, curvature: float = 0.0
+) -> tuple[Array, Array]:
     """Voxel positions (x, y, z) with x >= 0 of the disc's pixels, (J, 3), and where the mate was taken, (J,) bool."""
-    rotation = np.asarray(rotation, np.float64)
-    position = padding * (np.outer(kx, rotation[0]) + np.outer(ky, rotation[1]))
+    rotation, kx, ky = (np.asarray(array, np.float64) for array in (rotation, kx, ky))
+    kz = curvature * (kx * kx + ky * ky)
+    position = padding * (np.outer(kx, rotation[0]) + np.outer(ky, rotation[1]) + np.outer(kz, rotation[2]))
     flipped = position[:, 0] < 0
     position[flipped] *= -1
     return position, flipped
@@ -301,6 +306,7 @@ def backproject(
     data: Array,
     weight: Array,
     kernel: str = "trilinear",
+    curvature: Sequence[float] | None = None,
 ) -> None:
     """Add weighted images to the numerator and the weight of the reconstruction, in place [Scheres2012, eq. 5].
 
@@ -316,12 +322,16 @@ def backproject(
     kernel
         "trilinear": g = prod (1 - |d|) on 8 voxels, the adjoint of `extract_slices`; "gaussian": g = exp(-|d|^2 / 2) on
         the 27 voxels around round(v); a neighbour at x = -1 is its mate (-z, -y, 1), conjugated.
+    curvature
+        (I,) on the host: each image lies on a slice curved by kz = curvature k^2, k in cycles per box. None: all are
+        flat.
 
     Notes
     -----
     Only one of each Friedel pair is added: on the plane x = 0 `complete_hermitian` adds the other.
     """
-    check_reach(data.shape, kx, ky, padding)
+    bends = check_curvature(curvature, images)
+    check_reach(data.shape, kx, ky, padding, bends)
     check_candidates(rotations, owner, images, ctf2, weights, kx)
     check_kernel(kernel)
     spread = _trilinear if kernel == "trilinear" else _gaussian
@@ -330,7 +340,7 @@ def backproject(
         shift_weights = np.asarray(weights[candidate], np.float64)
         if not np.any(shift_weights):
             continue
-        position, flipped = _positions(rotations[candidate], kx, ky, padding)
+        position, flipped = _positions(rotations[candidate], kx, ky, padding, 0.0 if bends is None else bends[image])
         values = shift_weights @ images[image].astype(np.complex128)
         values = np.where(flipped, np.conj(values), values)
         neighbours, coefficients = spread(position)
@@ -344,7 +354,8 @@ def backproject(
 
 @contextmanager
 def backprojection(data: Array, weight: Array, kernel: str = "trilinear") -> Iterator[Callable[..., None]]:
-    """Backproject many batches: yields a function of the arguments of `backproject` from ``images`` to ``padding``.
+    """Backproject many batches: yields a function of the arguments of `backproject` from ``images`` to ``padding``, and
+    of ``curvature``.
 
     ``data`` and ``weight`` hold the sums when the block ends; within it they may not be looked at.
     """

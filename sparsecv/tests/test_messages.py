@@ -65,6 +65,13 @@ class TestSparseCvMessages(SparseCvTest):
         made = self.refinement(strength=2, preset=0)
         self.assertIn("need epsilon", self.errors(made))
 
+    def test_hand_of_the_ewald_sphere(self):
+        """A hand is told to the engine only with the correction, which does not know it otherwise."""
+        for given, wanted in (({}, (False, None)), ({"ewaldHand": 1}, (False, None)), ({"ewald": True}, (True, 1)),
+                              ({"ewald": True, "ewaldHand": 1}, (True, -1))):
+            settings = self.refinement(**given)._engineSettings()
+            self.assertEqual((settings["ewald"], settings["ewald_hand"]), wanted)
+
     def test_names_are_never_executed(self):
         """A folder whose name is a program, and the same words in every text parameter."""
         odd = os.path.abspath("a 'b' $(touch canary1) `touch canary2`; touch canary3 #")

@@ -151,6 +151,9 @@ def run_all(ops: Any, p: dict[str, Any]) -> dict[str, Any]:
         deposits = (p["images"], p["ctf2"], p["weights"], p["rotations"], p["owner"], *disc_arguments)
         ops.backproject(*deposits, data, weight, kernel)
         results[f"{kernel} data"], results[f"{kernel} weight"] = data, weight
+        data, weight = p["data"].copy(), p["weight"].copy()
+        ops.backproject(*deposits, data, weight, kernel, [0.005 * (-1) ** i for i in range(len(p["images"]))])
+        results[f"curved {kernel} data"], results[f"curved {kernel} weight"] = data, weight
     data, weight = p["data"].copy(), p["weight"].copy()
     ops.complete_hermitian(data, weight)
     results["complete data"], results["complete weight"] = data, weight

@@ -160,26 +160,58 @@ def ctf(
     """
     p, terms = parameters, phase_terms(parameters)
     powers = frequency_powers(kx, ky, box, pixel_size, xp, terms.shape[1] - 5) if powers is None else powers
-    # Phases reach hundreds of radians: the sum is done in float64, and 2e-5 rad of rounding afterwards is harmless.
-    gamma = (xp.asarray(terms) @ powers).astype(xp.float32)
+    gamma = _phase(terms, powers, xp)
     value = xp.sin(gamma)
     if intact_first_peak:
         value = xp.where(xp.abs(gamma) < np.float32(np.pi / 2), xp.float32(1), value)
     if p.is_flipped is not None:
         value = xp.where(xp.asarray(p.is_flipped)[:, None], xp.abs(value), value)
     if np.any(p.bfactor != 0) or np.any(p.scale != 1):
-        bfactor = xp.asarray((p.bfactor / 4).astype(np.float32))[:, None]
-        scale = xp.asarray(p.scale.astype(np.float32))[:, None]
-        square = (powers[0] + powers[2]).astype(xp.float32)
-        value = value * xp.exp(-bfactor * square[None, :]) * scale
+        value = value * _envelope(parameters, powers, xp)
     smallest = xp.where(value < 0, xp.float32(-SMALLEST_CTF), xp.float32(SMALLEST_CTF))
     value = xp.where(xp.abs(value) < SMALLEST_CTF, smallest, value)
     if p.is_premultiplied is not None:
         left = value * xp.minimum(xp.abs(value) / xp.float32(LEAST_DIVISOR), xp.float32(1))
         value = xp.where(xp.asarray(p.is_premultiplied)[:, None], left, value)
     if p.limit is not None:
-        value = value * (powers[0] + powers[2] <= xp.asarray(p.limit**2)[:, None])
+        value = value * _within_limit(p.limit, powers, xp)
     return value
+
+
+def ctf_parts(parameters: CtfParameters, powers: Any, xp: Any = np) -> tuple[Any, Any]:
+    """Envelope E and phase gamma of CTFs E sin(gamma), (n, J) float32 each.
+
+    What was done to the images, flipped phases or a multiplication by the CTF, is not looked at.
+
+    Parameters
+    ----------
+    powers
+        `frequency_powers` of the pixels, with as many even monomials as the parameters have.
+    """
+    gamma = _phase(phase_terms(parameters), powers, xp)
+    envelope = _envelope(parameters, powers, xp)
+    if parameters.limit is not None:
+        envelope = envelope * _within_limit(parameters.limit, powers, xp)
+    return envelope, gamma
+
+
+def _phase(terms: np.ndarray, powers: Any, xp: Any) -> Any:
+    """gamma (n, J), float32, of `phase_terms`."""
+    # Phases reach hundreds of radians: the sum is done in float64, and 2e-5 rad of rounding afterwards is harmless.
+    return (xp.asarray(terms) @ powers).astype(xp.float32)
+
+
+def _envelope(parameters: CtfParameters, powers: Any, xp: Any) -> Any:
+    """exp(-B k^2 / 4) times the scale, (n, J), float32."""
+    bfactor = xp.asarray((parameters.bfactor / 4).astype(np.float32))[:, None]
+    scale = xp.asarray(parameters.scale.astype(np.float32))[:, None]
+    square = (powers[0] + powers[2]).astype(xp.float32)
+    return xp.exp(-bfactor * square[None, :]) * scale
+
+
+def _within_limit(limit: np.ndarray, powers: Any, xp: Any) -> Any:
+    """Whether pixels lie within the limit of each image, (n, J)."""
+    return powers[0] + powers[2] <= xp.asarray(limit**2)[:, None]
 
 
 def unmultiplied(transforms: Any, values: Any, xp: Any = np) -> Any:

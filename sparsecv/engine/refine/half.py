@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,14 @@ from sparsecv.engine.refine.maximisation import (
     PoseEstimates,
     SampleStatistics,
     accumulate,
+    accumulate_sidebands,
     estimate_poses,
     sample_statistics,
     thinned,
 )
 from sparsecv.engine.refine.precision import FULL, Precision, choose_precision
 from sparsecv.engine.refine.schedule import Draws, Geometry
+from sparsecv.engine.refine.sidebands import SIDEBAND_BYTES, EwaldSlices
 from sparsecv.engine.refine.state import HalfState, ParticleState
 from sparsecv.engine.refine.volumes import PADDING, Accumulator
 
@@ -134,6 +136,11 @@ class Particles:
         inverse = shell_table(ops, 1 / self.known(noise), self.table.optics_index[index], self.disc)
         return ImageBatch(index, centre, masked, unmasked, ctf, inverse)
 
+    def ewald_slices(self, ops: Any, last_shell: int, hand: int) -> EwaldSlices:
+        """Where the sidebands of the images go, up to a shell; they are refocused within the circular mask."""
+        return EwaldSlices.of(ops, self.table, self.parameters, self.disc.crop(last_shell), self.circle,
+                              self.geometry.diameter, hand)
+
     def known(self, noise: np.ndarray) -> np.ndarray:
         """Noise spectra (optics groups, shells), infinite where the images of a group hold nothing."""
         shells = self.table.known_shells
@@ -141,10 +148,12 @@ class Particles:
             return noise
         return np.where(np.arange(noise.shape[1]) > shells[:, None], np.inf, noise)
 
-    def batch_size(self, plan: SearchPlan | None, orientations: int) -> int:
+    def batch_size(self, plan: SearchPlan | None, orientations: int, *, has_sidebands: bool = False) -> int:
         """Images per batch for the memory allowed."""
         shifts = 1 if plan is None else max(len(plan.shifts), 4 * max(level.keep_shifts for level in plan.levels))
         per_image = 8 * len(self.disc) * (2 * shifts + 6) + 4 * orientations * shifts
+        if has_sidebands:
+            per_image += SIDEBAND_BYTES * self.geometry.box**2 + 16 * len(self.disc) * shifts
         return min(self.largest_batch, max(int(self.batch_bytes / per_image), SMALLEST_BATCH))
 
     def pixels_per_shell(self) -> np.ndarray:
@@ -170,6 +179,8 @@ class Search:
         Highest shell to backproject.
     most_slices
         Orientations of one image that are backprojected.
+    slices
+        Where sidebands go, for sums with the curvature of the Ewald sphere; None for flat slices.
     """
 
     plan: SearchPlan
@@ -178,6 +189,7 @@ class Search:
     draws: Draws
     last_shell: int
     most_slices: int
+    slices: EwaldSlices | None = None
 
     @property
     def finest_deg(self) -> float:
@@ -276,7 +288,8 @@ def expectation_maximisation(
         Called with the number of images done so far, after each batch.
     """
     residuals = Residuals.empty(half, len(members))
-    size = particles.batch_size(search.plan, 0 if search.bank is None else len(search.bank.cells))
+    size = particles.batch_size(search.plan, 0 if search.bank is None else len(search.bank.cells),
+                                has_sidebands=search.slices is not None)
     precision = FULL
     if search.bank is not None:
         power = search.bank.signal_power(ops, particles.known(half.noise), half.scale)
@@ -326,8 +339,14 @@ def _add_batch(
     estimate = estimate_poses(ops, posterior, MODE_STEPS * search.finest_deg + MODE_DEG, particles.matrices)
     statistics = sample_statistics(ops, search.volume, batch, posterior, uniform, particles.disc, search.last_shell)
     bring = Learnt.packed(ops, posterior, estimate, statistics)
-    inner = particles.disc.crop(search.last_shell)
-    accumulate(ops, batch, thinned(ops, posterior, uniform, search.most_slices), inner, add)
+    few = thinned(ops, posterior, uniform, search.most_slices)
+    if search.slices is None:
+        accumulate(ops, batch, few, particles.disc.crop(search.last_shell), add)
+    else:
+        parameters = particles.parameters[index]
+        parameters = replace(parameters, scale=parameters.scale * scale)
+        scaled = images / ops.xp.asarray(state.norm[index].astype(np.float32))[:, None, None]
+        accumulate_sidebands(ops, batch, scaled, parameters, table.optics_index[index], few, search.slices, add)
     found = bring()  # only now, so that the device has something to do while the host waits
     residuals.factors[rows] = _residual_factors(particles, found.statistics, half.noise[table.optics_index[index]])
     residuals.add(table, index, found.statistics, np.isfinite(found.log_evidence))

@@ -59,14 +59,10 @@ def transform_images(ops: Any, images: Any, centre_px: np.ndarray, circle: Any, 
         (I, J) complex64, transforms divided by box, phases relative to pixel box // 2.
     """
     xp, box = ops.xp, disc.box
-    # Moving the image and bringing its centre to pixel 0 is one gather.
-    start = np.arange(box)[None, :] + box // 2
-    rows = xp.asarray((start - centre_px[:, 1:2]) % box)
-    columns = xp.asarray((start - centre_px[:, 0:1]) % box)
-    moved = images[xp.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]
-    mask = xp.roll(circle, (-(box // 2), -(box // 2)), axis=(0, 1))
+    moved = centred(ops, images, centre_px)
+    mask = about_origin(xp, circle)
     outside = 1 - mask
-    background = (moved * outside).sum(axis=(1, 2)) / xp.maximum(outside.sum(), xp.float32(1e-6))
+    background = mean_outside(xp, moved, mask)
     flat = disc.on(xp).flat
     scale = xp.float32(1 / box)
     # take, as x[:, flat] would lay the pixels of different images side by side
@@ -74,6 +70,27 @@ def transform_images(ops: Any, images: Any, centre_px: np.ndarray, circle: Any, 
     moved = moved * mask + background[:, None, None] * outside
     masked = ops.rfft2(moved).reshape(len(images), -1).take(flat, axis=1) * scale
     return masked.astype(xp.complex64), unmasked.astype(xp.complex64)
+
+
+def centred(ops: Any, images: Any, centre_px: np.ndarray) -> Any:
+    """Images moved by whole pixels (x, y), with their centre at pixel 0: one gather, (I, box, box)."""
+    xp, box = ops.xp, images.shape[1]
+    start = np.arange(box)[None, :] + box // 2
+    rows = xp.asarray((start - centre_px[:, 1:2]) % box)
+    columns = xp.asarray((start - centre_px[:, 0:1]) % box)
+    return images[xp.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def about_origin(xp: Any, circle: Any) -> Any:
+    """A mask (box, box) about box // 2 as `centred` images need it."""
+    half = len(circle) // 2
+    return xp.roll(circle, (-half, -half), axis=(0, 1))
+
+
+def mean_outside(xp: Any, images: Any, mask: Any) -> Any:
+    """Mean of images (I, box, box) outside a mask, (I,); 0 for a mask without an outside."""
+    outside = 1 - mask
+    return (images * outside).sum(axis=(1, 2)) / xp.maximum(outside.sum(), xp.float32(1e-6))
 
 
 @lru_cache(maxsize=4)

@@ -28,6 +28,7 @@ from sparsecv.engine.refine.schedule import (
     search_plan,
     update_search,
 )
+from sparsecv.engine.refine.sidebands import EwaldSlices
 from sparsecv.engine.refine.state import RefinementState
 from sparsecv.engine.refine.stopwatch import Stopwatch
 from sparsecv.engine.refine.volumes import PADDING, Accumulator, map_to_volume, move_map
@@ -100,6 +101,8 @@ class Refinement:
         Factor that brought the starting reference to the grey scale of the images, by number of the half, 0 or 1.
     keeps_accumulators
         Whether the last iteration hands on its accumulators, each as large as a padded map.
+    ewald_hand
+        +1 or -1 where the sums of the last iteration are made with the curvature of the Ewald sphere, 0 where not.
     comm
         The ranks that share the work: each has a piece of the particles, and the state as the root has it.
     watch
@@ -121,6 +124,7 @@ class Refinement:
     common: Common | None = None
     grey_scales: dict[int, float] = field(default_factory=dict)
     keeps_accumulators: bool = False
+    ewald_hand: int = 0
     comm: Comm = ALONE
     watch: Stopwatch = field(default_factory=Stopwatch)
 
@@ -138,8 +142,12 @@ class Refinement:
         accumulated = geometry.nyquist_shell if is_last else geometry.accumulated_shell(state.band)
         members = self._members(0), self._members(1)
         shares = Shares.of(len(members[0]), len(members[1]), self.comm.size)
+        slices = None
+        if is_last and self.ewald_hand:
+            slices = self.particles.ewald_slices(self.ops, accumulated, self.ewald_hand)
         with self.watch.part("search and sums"):
-            results = [self._expectation_maximisation(number, accumulated, members, shares) for number in (0, 1)]
+            results = [self._expectation_maximisation(number, accumulated, members, shares, slices)
+                       for number in (0, 1)]
             self._add_up(results, members, shares)
         with self.watch.part("half maps and FSC"):
             if self.frame_is_free and not state.is_local:
@@ -158,7 +166,9 @@ class Refinement:
     def _members(self, number: int) -> np.ndarray:
         return np.flatnonzero((self.halves == number + 1) & ~self.state.particles.is_rejected)
 
-    def _search(self, number: int, accumulated: int, members: np.ndarray, shares: Shares) -> Search:
+    def _search(
+        self, number: int, accumulated: int, members: np.ndarray, shares: Shares, slices: EwaldSlices | None
+    ) -> Search:
         """Plan and reference of a half's next search; a global one first fits the start to the images' grey scale."""
         state, half, ops = self.state, self.state.halves[number], self.ops
         draws = Draws.of(self.seed, state.iteration + 1, len(self.halves))
@@ -173,11 +183,12 @@ class Refinement:
             half.reference = half.reference * np.float32(factor)
             volume = volume * np.float32(factor)
             bank.scale(factor)
-        return Search(plan, volume, bank, draws, accumulated, MOST_SLICES[state.stage])
+        return Search(plan, volume, bank, draws, accumulated, MOST_SLICES[state.stage], slices)
 
     def _expectation_maximisation(
-        self, number: int, accumulated: int, members: tuple[np.ndarray, np.ndarray], shares: Shares
-    ) -> HalfResult:
+        self, number: int, accumulated: int, members: tuple[np.ndarray, np.ndarray], shares: Shares,
+        slices: EwaldSlices | None,
+    ) -> HalfResult:  # fmt: skip
         """What this rank's piece of a half makes of it."""
         rank, half = self.comm.rank, self.state.halves[number]
         pieces = [shares.piece(rank, 0), shares.piece(rank, 1)]
@@ -186,7 +197,7 @@ class Refinement:
             return HalfResult(own, 0.0, (), Residuals.empty(half, 0))
         total = sum(piece.stop - piece.start for piece in pieces)
         before = number * (pieces[0].stop - pieces[0].start)
-        search = self._search(number, accumulated, members[number], shares)
+        search = self._search(number, accumulated, members[number], shares, slices)
         result = expectation_maximisation(
             self.ops, self.particles, self.state.particles, half, own, self.quarters[own], search,
             lambda done: self.on_batch(before + done, total),

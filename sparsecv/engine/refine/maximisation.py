@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from sparsecv.engine.physics.ctf import CtfParameters
 from sparsecv.engine.physics.disc import Disc
 from sparsecv.engine.physics.geometry import rotvec_to_matrix
 from sparsecv.engine.physics.symmetry import nearest_equivalents
 from sparsecv.engine.refine.expectation import Posterior
 from sparsecv.engine.refine.images import ImageBatch
+from sparsecv.engine.refine.sidebands import EwaldSlices
 from sparsecv.engine.refine.volumes import PADDING
 
 
@@ -66,6 +68,26 @@ def accumulate(ops: Any, batch: ImageBatch, posterior: Posterior, disc: Disc, ad
     moved = ops.shift_images(batch.unmasked[:, :j] * weight, shifts, pixels.kx, pixels.ky, disc.box)
     places = posterior.weights, posterior.rotations.astype(xp.float32), posterior.owner
     add(moved, batch.ctf[:, :j] * weight, *places, pixels.kx, pixels.ky, PADDING)
+
+
+def accumulate_sidebands(
+    ops: Any, batch: ImageBatch, images: Any, parameters: CtfParameters, groups: np.ndarray, posterior: Posterior,
+    slices: EwaldSlices, add: Callable[..., None],
+) -> None:  # fmt: skip
+    """`accumulate` with the curvature of the Ewald sphere: the same posterior, two sidebands on slices of their own.
+
+    Parameters
+    ----------
+    images
+        (I, box, box) those of the batch as they are read, divided by their norms.
+    parameters, groups
+        Terms of their CTFs with the scale of the particle's group, and their optics groups, (I,).
+    """
+    xp = ops.xp
+    precision = batch.inverse_noise.take(xp.asarray(slices.chosen), axis=1)
+    sums = slices.sums(ops, images, batch.centre_px, parameters, groups, precision)
+    slices.deposit(ops, add, sums, groups, posterior.shifts.astype(xp.float32), posterior.weights,
+                   posterior.rotations.astype(xp.float32), posterior.owner)
 
 
 @dataclass

@@ -25,6 +25,7 @@ from sparsecv.engine.refine.noise import grey_scale_at_poses, image_power
 from sparsecv.engine.refine.regularisers import make_regulariser
 from sparsecv.engine.refine.schedule import LEAST_BAND, Geometry
 from sparsecv.engine.refine.settings import RefineSettings
+from sparsecv.engine.refine.sidebands import check_ewald
 from sparsecv.engine.refine.state import HalfState, ParticleState, RefinementState
 from sparsecv.engine.refine.volumes import map_to_volume
 from sparsecv.engine.report.progress import Progress
@@ -57,6 +58,8 @@ def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progre
         raise InputError("a local refinement needs orientations", file=settings.particles,
                          rule="columns rlnAngleRot, rlnAngleTilt and rlnAnglePsi, not all 0",
                          remedy="leave --local away, or give particles from an earlier refinement")
+    if settings.ewald:
+        check_ewald(table)
     given = table.halves.any()
     if settings.local and not given:
         warn("half sets are drawn anew, but the given poses may come from a refinement of all particles together: the "
@@ -113,6 +116,7 @@ def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progre
         common=_common(settings, geometry),
         grey_scales=grey_scales,
         keeps_accumulators=settings.keep_accumulators,
+        ewald_hand=settings.hand if settings.ewald else 0,
         comm=comm,
     )
 

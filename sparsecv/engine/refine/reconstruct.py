@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from sparsecv.engine.physics.masks import fade_corners
 from sparsecv.engine.physics.symmetry import symmetry_matrices
 from sparsecv.engine.refine.accumulator_files import WHOLE, Origin, write_accumulators
 from sparsecv.engine.refine.half import Particles
+from sparsecv.engine.refine.prepare import particle_diameter
 from sparsecv.engine.refine.schedule import Geometry
 from sparsecv.engine.refine.settings import ReconstructSettings
+from sparsecv.engine.refine.sidebands import SIDEBAND_BYTES, EwaldSlices, check_ewald
 from sparsecv.engine.refine.volumes import PADDING, Accumulator
 from sparsecv.engine.threads import keep_freed_memory, use_threads
 from sparsecv.kernels import ops
@@ -37,17 +40,20 @@ def reconstruct(settings: ReconstructSettings) -> list[Path]:
     kernels = ops(settings.device)
     table = ParticleTable.read(settings.particles, settings.data_dir, independent_halves=False)
     rotations, groups = table.rotations, _groups(settings, table)
-    geometry = Geometry(table.box, table.pixel_size, table.box * table.pixel_size)
+    diameter = particle_diameter(settings.particle_diameter, table.smallest_side)
+    geometry = Geometry(table.box, table.pixel_size, diameter)
     matrices = symmetry_matrices(settings.symmetry)
     particles = Particles.of(kernels, table, geometry, matrices, settings.batch_memory,
                              intact_first_peak=settings.intact_first_peak, kernel=settings.kernel)
+    if settings.ewald:
+        check_ewald(table)
     last = max(geometry.shell_of(settings.resolution), 2) if settings.resolution > 0 else geometry.nyquist_shell
     sums: dict[str, Accumulator] = {}
     written: list[Path] = []
     for name, rows in groups.items():
         parts = _alternating(table, rows) if settings.keep_accumulators else [rows]
-        found = [_backproject(kernels, particles, rotations, part, last, with_ctf=not settings.no_ctf)
-                 .completed(kernels, matrices) for part in parts]
+        found = [_backproject(kernels, particles, rotations, part, last, settings).completed(kernels, matrices)
+                 for part in parts]
         if settings.keep_accumulators:
             half = int(name[-1]) if name else WHOLE
             origin = Origin(table.pixel_size, settings.symmetry)
@@ -91,8 +97,9 @@ def _groups(settings: ReconstructSettings, table: ParticleTable) -> dict[str, np
 
 
 def _backproject(
-    kernels: Any, particles: Particles, rotations: np.ndarray, rows: np.ndarray, last: int, *, with_ctf: bool
-) -> Accumulator:
+    kernels: Any, particles: Particles, rotations: np.ndarray, rows: np.ndarray, last: int,
+    settings: ReconstructSettings,
+) -> Accumulator:  # fmt: skip
     """Sums over some rows, each image at its one pose with weight 1."""
     xp, table = kernels.xp, particles.table
     disc = particles.disc.crop(last)
@@ -102,15 +109,35 @@ def _backproject(
     rows = rows[_by_direction(rotations[rows])]
     accumulator = Accumulator.empty(kernels, table.box, last, particles.kernel)
     pixels = xp.asarray(kx), xp.asarray(ky)
-    size = int(np.clip(particles.batch_bytes / (BYTES_PER_PIXEL * table.box**2), 1, LARGEST_BATCH))
+    slices = particles.ewald_slices(kernels, last, settings.hand) if settings.ewald else None
+    bytes_per_pixel = BYTES_PER_PIXEL if slices is None else SIDEBAND_BYTES
+    size = int(np.clip(particles.batch_bytes / (bytes_per_pixel * table.box**2), 1, LARGEST_BATCH))
     with accumulator.adding(kernels) as add:
         for start in range(0, len(rows), size):
             index = rows[start : start + size]
-            images, ctf2, good = _weighted(kernels, particles, index, kx, ky, flat, with_ctf)
+            if slices is not None:
+                _add_sidebands(kernels, particles, index, rotations[index], slices, add)
+                continue
+            images, ctf2, good = _weighted(kernels, particles, index, kx, ky, flat, not settings.no_ctf)
             add(images, ctf2, xp.asarray(good[:, None].astype(np.float32)),
                 xp.asarray(rotations[index].astype(np.float32)), xp.arange(len(index), dtype=xp.int32),
                 *pixels, PADDING)  # fmt: skip
     return accumulator
+
+
+def _add_sidebands(
+    kernels: Any, particles: Particles, index: np.ndarray, rotations: np.ndarray, slices: EwaldSlices,
+    add: Callable[..., None],
+) -> None:  # fmt: skip
+    """Add images ``index`` with the curvature of the Ewald sphere, each at its one pose with weight 1."""
+    xp, table = kernels.xp, particles.table
+    images, good = table.read_images(index)
+    shifts = table.shifts[index] / table.pixel_size
+    centre, groups = np.rint(shifts).astype(np.int64), table.optics_index[index]
+    sums = slices.sums(kernels, xp.asarray(images), centre, particles.parameters[index], groups)
+    slices.deposit(kernels, add, sums, groups, xp.asarray((shifts - centre)[:, None].astype(np.float32)),
+                   xp.asarray(good[:, None].astype(np.float32)), xp.asarray(rotations.astype(np.float32)),
+                   xp.arange(len(index), dtype=xp.int32))  # fmt: skip
 
 
 def _by_direction(rotations: np.ndarray) -> np.ndarray:

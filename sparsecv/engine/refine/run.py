@@ -16,6 +16,7 @@ import numpy as np
 from sparsecv.engine.errors import InputError, Terminated
 from sparsecv.engine.io.results import remove_leftovers, remove_results, write_checksums
 from sparsecv.engine.machine import describe
+from sparsecv.engine.physics.ewald import kept_amplitude
 from sparsecv.engine.physics.masks import sphere
 from sparsecv.engine.ranks import ALONE, Comm
 from sparsecv.engine.refine.accumulator_files import Origin, write_accumulators
@@ -45,6 +46,7 @@ from sparsecv.engine.refine.regularisers import NonUniform
 from sparsecv.engine.refine.regularisers.nonuniform import mean_band_limit
 from sparsecv.engine.refine.result import FinishedIteration, OnIteration, RefineResult
 from sparsecv.engine.refine.settings import RefineSettings
+from sparsecv.engine.refine.sidebands import ctf_corrected
 from sparsecv.engine.refine.stopping import StopRequest
 from sparsecv.engine.refine.stopwatch import peak_memory
 from sparsecv.engine.report.progress import Progress
@@ -56,8 +58,10 @@ from sparsecv.kernels import gpu_problem, ops
 # What may differ between a run and its continuation: where it computes, how long it may go on, what it leaves behind.
 FREE_TO_CHANGE = (
     "output", "threads", "device", "resume", "iterations", "memory", "batch_memory", "precision", "data_dir",
-    "most_rejected", "keep_accumulators",
+    "most_rejected", "keep_accumulators", "ewald", "ewald_hand",
 )  # fmt: skip
+
+MUCH_KEPT = 0.9  # of a particle's amplitude: where less is left, its curvature is worth a correction
 
 
 def refine(
@@ -303,7 +307,7 @@ def _finish(
     if isinstance(refinement.regulariser, NonUniform) and band_limits(iteration) is not None:
         _write_band_limits(refinement, iteration, settings, result, threads)
     write_what_goes_out(refinement, iteration, settings, result, warn)
-    for text in result.warnings:
+    for text in (*result.warnings, *_curvature_hint(refinement, result)):
         warn(text)
     status.write("finished", refinement.state.history,
                  masked_resolution_0143=result.resolution_0143.angstrom,
@@ -311,6 +315,17 @@ def _finish(
                  masked_resolution_is_shared=result.resolution_0143.is_shared, bfactor=result.bfactor)
     write_checksums(folder, (*WRITTEN, SETTINGS))
     return RefineResult(folder, refinement.state.history, result, warnings)
+
+
+def _curvature_hint(refinement: Refinement, result: PostprocessResult) -> list[str]:
+    """One sentence where the curvature of the Ewald sphere takes much of what the maps might show, else none."""
+    table, found = refinement.particles.table, result.resolution_0143
+    diameter = refinement.particles.geometry.diameter
+    kept = kept_amplitude(found.angstrom, diameter, table.optics[table.common].voltage_kv)
+    if refinement.ewald_hand or found.is_shared or kept > MUCH_KEPT or ctf_corrected(table):
+        return []
+    return [f"at {found.angstrom:.2f} A the curvature of the Ewald sphere takes {100 * (1 - kept):.0f} % of the "
+            f"amplitude of a particle of {diameter:.0f} A: sparsecv reconstruct --ewald gives it back"]
 
 
 def _write_band_limits(

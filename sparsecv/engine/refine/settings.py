@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsecv.engine.errors import InputError
+from sparsecv.engine.physics.ewald import HANDS
 from sparsecv.engine.physics.symmetry import parse_symmetry
 from sparsecv.engine.settings import check_range, option, required
 from sparsecv.kernels import DEVICES
@@ -28,7 +29,7 @@ OFFERED_DEVICES = DEVICES[:3]  # the last, the float64 definition, is for tests
 CHOICES = {
     "regulariser": REGULARISERS, "device": DEVICES, "kernel": KERNELS, "strength": STRENGTHS, "solver": SOLVERS,
     "precision": PRECISION, "preset": PRESET_NAMES, "nu_family": NU_FAMILIES, "nu_selection": NU_SELECTIONS,
-    "nu_preset": NU_PRESETS,
+    "nu_preset": NU_PRESETS, "ewald_hand": HANDS,
 }  # fmt: skip
 PATHS = ("particles", "reference", "output", "mask", "data_dir", "half1", "half2", "accumulators", "previous",
          "refine", "mtf")
@@ -76,7 +77,7 @@ def _check(settings: Checked) -> None:
         elif name in PATHS and value is not None:
             object.__setattr__(settings, name, Path(value))
         elif name in CHOICES and value is not None and value not in CHOICES[name]:
-            raise InputError("unknown", item=name, value=value, rule=f"one of {', '.join(CHOICES[name])}")
+            raise InputError("unknown", item=name, value=value, rule=f"one of {', '.join(map(str, CHOICES[name]))}")
         elif name in RANGES:
             check_range(name, value, *RANGES[name])
 
@@ -190,7 +191,28 @@ class RegulariserSettings(NonUniformSettings, SparseTvSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefineSettings(RegulariserSettings):
+class EwaldSettings:
+    """Whether sums are made with the curvature of the Ewald sphere, and to which side it curves."""
+
+    ewald: bool = option(False, "correct the final maps for the curvature of the Ewald sphere", expert=True)
+    ewald_hand: int | None = option(None, "with --ewald: side to which the sphere curves, 1 or -1; try both: the right "
+                                    "one gives the higher resolution (default: 1)", expert=True)
+
+    @property
+    def hand(self) -> int:
+        """The hand given, or RELION's default."""
+        return HANDS[0] if self.ewald_hand is None else self.ewald_hand
+
+    def check_ewald(self, others: tuple[str, ...]) -> None:
+        """Refuse, with InputError, a hand without the correction, and the correction together with some switches."""
+        if self.ewald:
+            _refuse(self, others, "with --ewald both sidebands are put in focus at all frequencies")
+        else:
+            _refuse(self, ("ewald_hand",), "with --ewald only", remedy="add --ewald, or leave it away")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineSettings(RegulariserSettings, EwaldSettings):
     """A refinement; checked when it is made. Fields without a default must be given; lengths are in A.
 
     The text of every field stands in its metadata and is what ``sparsecv refine --help`` prints.
@@ -235,6 +257,7 @@ class RefineSettings(RegulariserSettings):
     def __post_init__(self) -> None:
         _check(self)
         self.check_regulariser()
+        self.check_ewald(("intact_first_peak",))
         if self.symmetry_expanded and not (self.local and self.symmetry.upper() == "C1"):
             raise InputError("symmetry-expanded particles are refined locally and in C1", item="symmetry_expanded",
                              rule="each copy of an image has the pose of one symmetry mate",
@@ -247,7 +270,7 @@ class RefineSettings(RegulariserSettings):
 
 
 @dataclass(frozen=True)
-class ReconstructSettings:
+class ReconstructSettings(EwaldSettings):
     """A reconstruction from known poses; checked when it is made."""
 
     particles: Path = required("STAR file of the particles, with poses")
@@ -259,6 +282,8 @@ class ReconstructSettings:
     resolution: float = option(0.0, "highest resolution, A; 0 for Nyquist")
     no_ctf: bool = option(False, "ignore the CTF")
     intact_first_peak: bool = option(False, "no CTF correction up to the first peak")
+    particle_diameter: float | None = option(None, "with --ewald: diameter of the particle, A (default: 90 %% of the "
+                                             "box)")
     data_dir: Path | None = option(None, "further folder in which image paths are looked up")
     threads: int = option(0, "threads; 0 takes all cores")
     device: str = option("auto", "where to compute", choices=OFFERED_DEVICES)
@@ -267,6 +292,9 @@ class ReconstructSettings:
 
     def __post_init__(self) -> None:
         _check(self)
+        self.check_ewald(("no_ctf", "intact_first_peak"))
+        if not self.ewald:
+            _refuse(self, ("particle_diameter",), "with --ewald only", remedy="add --ewald, or leave it away")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,14 @@
 // neighbouring voxels with float atomics, so that the order of additions, and the last bits, differ between runs.
 #include "common.cuh"
 
+#ifdef CURVED  // each image has a slice of its own curvature: another build, so that flat slices do without
+#define BENDS const float *__restrict__ bends,
+#define POSITION(rotation, kx, ky) curved_position(rotation, kx, ky, bends[image], padding)
+#else
+#define BENDS
+#define POSITION(rotation, kx, ky) pixel_position(rotation, kx, ky, padding)
+#endif
+
 DEVICE void add_voxel(C32 *__restrict__ data, float *__restrict__ weight, size_t voxel, float g, Deposit deposit) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     // Both parts in one operation on memory, each part atomic: two of them for a voxel in place of three. Nobody waits
@@ -19,14 +27,14 @@ DEVICE void add_voxel(C32 *__restrict__ data, float *__restrict__ weight, size_t
 
 KERNEL void backproject_trilinear(const C32 *__restrict__ images, const float *__restrict__ ctf2,
                                   const float *__restrict__ weights, const float *__restrict__ rotations,
-                                  const int *__restrict__ owner, const float *__restrict__ kx,
+                                  const int *__restrict__ owner, BENDS const float *__restrict__ kx,
                                   const float *__restrict__ ky, int pixels, int shifts, float padding, int c,
                                   C32 *__restrict__ data, float *__restrict__ weight) {
     const size_t candidate = blockIdx.x, image = owner[candidate];
     const int pixel = blockIdx.y * THREADS + threadIdx.x;
     const float *shift_weights = weights + candidate * shifts;
     if (pixel >= pixels || is_empty(shift_weights, shifts)) return;
-    const Position v = pixel_position(rotations + 9 * candidate, kx[pixel], ky[pixel], padding);
+    const Position v = POSITION(rotations + 9 * candidate, kx[pixel], ky[pixel]);
     Deposit deposit = pixel_deposit(images + image * shifts * pixels, ctf2 + image * pixels, shift_weights, shifts, pixels, pixel);
     if (v.flipped) deposit.value.im = -deposit.value.im;
 
@@ -44,14 +52,14 @@ KERNEL void backproject_trilinear(const C32 *__restrict__ images, const float *_
 
 KERNEL void backproject_gaussian(const C32 *__restrict__ images, const float *__restrict__ ctf2,
                                  const float *__restrict__ weights, const float *__restrict__ rotations,
-                                 const int *__restrict__ owner, const float *__restrict__ kx,
+                                 const int *__restrict__ owner, BENDS const float *__restrict__ kx,
                                  const float *__restrict__ ky, int pixels, int shifts, float padding, int c,
                                  C32 *__restrict__ data, float *__restrict__ weight) {
     const size_t candidate = blockIdx.x, image = owner[candidate];
     const int pixel = blockIdx.y * THREADS + threadIdx.x;
     const float *shift_weights = weights + candidate * shifts;
     if (pixel >= pixels || is_empty(shift_weights, shifts)) return;
-    const Position v = pixel_position(rotations + 9 * candidate, kx[pixel], ky[pixel], padding);
+    const Position v = POSITION(rotations + 9 * candidate, kx[pixel], ky[pixel]);
     Deposit deposit = pixel_deposit(images + image * shifts * pixels, ctf2 + image * pixels, shift_weights, shifts, pixels, pixel);
     if (v.flipped) deposit.value.im = -deposit.value.im;
 

@@ -47,6 +47,14 @@ DEVICE Position pixel_position(const float *__restrict__ rotation, float kx, flo
     return half_space(v.x, v.y, v.z);
 }
 
+// v = padding A^T (kx, ky, bend k^2).
+DEVICE Position curved_position(const float *__restrict__ rotation, float kx, float ky, float bend, float padding) {
+    const float u = padding * kx, v = padding * ky, w = padding * bend * (kx * kx + ky * ky);
+    return half_space(rotation[0] * u + rotation[3] * v + rotation[6] * w,
+                      rotation[1] * u + rotation[4] * v + rotation[7] * w,
+                      rotation[2] * u + rotation[5] * v + rotation[8] * w);
+}
+
 DEVICE float mix(float a, float b, float f) { return a + f * (b - a); }
 
 // Trilinear value at a position, conjugated where it was flipped.
