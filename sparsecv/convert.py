@@ -24,6 +24,9 @@ UNWRITTEN = {"_rlnImageId", "_rlnImageName", "_rlnOpticsGroup", "_rlnRandomSubse
 RECOVERED = ("rlnRandomSubset", "rlnOpticsGroup", "rlnOpticsGroupName", "rlnNormCorrection", "rlnGroupName",
              "rlnGroupNumber", "rlnMicrographName", "rlnCtfScalefactor", "rlnCtfBfactor", "rlnPhaseShift")  # fmt: skip
 
+QUALITIES = ("sparsecvLogEvidence", "rlnNormCorrection", "rlnMaxValueProbDistribution", "rlnNrOfSignificantSamples",
+             "sparsecvPoseSpread", "rlnGroupScaleCorrection", "rlnLogLikeliContribution")  # fmt: skip
+
 NO_HALF_SETS = ("The particles have no half sets in Scipion: they are drawn anew. If they were refined before, give "
                 "the original STAR or .cs file, so that the halves stay independent.")  # fmt: skip
 SAME_ALIGNMENT = "All particles have the same alignment, which is taken for none."
@@ -432,6 +435,6 @@ def update_particle(particle, row, matrix):
         return
     particle.setTransform(Transform(matrix))
     particle._rlnRandomSubset = Integer(int(row["rlnRandomSubset"]))
-    for name in ("rlnNormCorrection", "rlnMaxValueProbDistribution", "rlnLogLikeliContribution"):
+    for name in QUALITIES:
         if name in row:
             setattr(particle, "_" + name, Float(float(row[name])))
