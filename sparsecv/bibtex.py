@@ -56,4 +56,26 @@
   doi = {10.1016/j.jsb.2012.09.006}
 }
 
+@article{Zivanov2018,
+  title = {New tools for automated high-resolution cryo-EM structure determination in RELION-3},
+  author = {Zivanov, Jasenko and Nakane, Takanori and Forsberg, Bjorn O. and Kimanius, Dari and Hagen, Wim J. H. and
+            Lindahl, Erik and Scheres, Sjors H. W.},
+  journal = {eLife},
+  volume = {7},
+  pages = {e42166},
+  year = {2018},
+  doi = {10.7554/eLife.42166}
+}
+
+@article{Zivanov2020,
+  title = {Estimation of high-order aberrations and anisotropic magnification from cryo-EM data sets in RELION-3.1},
+  author = {Zivanov, Jasenko and Nakane, Takanori and Scheres, Sjors H. W.},
+  journal = {IUCrJ},
+  volume = {7},
+  number = {2},
+  pages = {253--267},
+  year = {2020},
+  doi = {10.1107/S2052252520000081}
+}
+
 """

@@ -32,6 +32,7 @@ COMMANDS = {
     "refine": ("sparsecv.engine.commands.refine", "gold-standard 3D refinement of particles against a starting map"),
     "reconstruct": ("sparsecv.engine.commands.reconstruct", "a map from particles with known poses"),
     "ctf-refine": ("sparsecv.engine.commands.ctf_refine", "defocus, astigmatism, aberrations, magnification"),
+    "select": ("sparsecv.engine.commands.select", "a subset of particles by quality, group or at random"),
     "regularise": ("sparsecv.engine.commands.regularise", "a prior on half maps or on kept sums, without refining"),
     "nu-filter": ("sparsecv.engine.commands.nu_filter", "cross-validated local filters for two half maps"),
     "scan": ("sparsecv.engine.commands.scan", "the strengths of the sparse + TV prior on a grid"),

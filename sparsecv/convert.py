@@ -15,14 +15,20 @@ from collections import OrderedDict
 import numpy as np
 from pyworkflow.object import Float, Integer
 
-from sparsecv.star import StarError, parse_star, read_star, write_star
+from sparsecv.star import StarError, parse_star, read_star, star_lines, write_star
 
 PARTICLES, OPTICS = "particles", "optics"
 DECISIVE = ("rlnRandomSubset", "rlnOpticsGroup")  # in which all rows of an image have to agree
+SAME_PIXEL = 1e-3  # relative difference that rounding may have made
 MOST_LINKS = 20  # that are followed from one name of a stack to the next
 UNWRITTEN = {"_rlnImageId", "_rlnImageName", "_rlnOpticsGroup", "_rlnRandomSubset"}
 RECOVERED = ("rlnRandomSubset", "rlnOpticsGroup", "rlnOpticsGroupName", "rlnNormCorrection", "rlnGroupName",
              "rlnGroupNumber", "rlnMicrographName", "rlnCtfScalefactor", "rlnCtfBfactor", "rlnPhaseShift")  # fmt: skip
+
+QUALITIES = ("sparsecvLogEvidence", "rlnNormCorrection", "rlnMaxValueProbDistribution", "rlnNrOfSignificantSamples",
+             "sparsecvPoseSpread", "rlnGroupScaleCorrection", "rlnLogLikeliContribution")  # fmt: skip
+
+COUNTS = ("rlnNrOfSignificantSamples",)
 
 NO_HALF_SETS = ("The particles have no half sets in Scipion: they are drawn anew. If they were refined before, give "
                 "the original STAR or .cs file, so that the halves stay independent.")  # fmt: skip
@@ -167,10 +173,13 @@ def write_particles(particles, path, original=None, invert=False):
     if dim is None:  # which Scipion finds out when it imports them
         raise ConversionError("the images of the particles cannot be read: there is no %s"
                               % rows[0]["rlnImageName"].partition("@")[2])  # fmt: skip
-    # one box for all is that of the images, which may have been cropped since the table was made
+    # one box or pixel size for all is that of the images, which may have been cropped or scaled since
     has_boxes = len({group.get("rlnImageSize") for group in optics.values()}) > 1
+    has_pixels = len({group.get("rlnImagePixelSize") for group in optics.values()}) > 1
     for group in optics.values():
-        group["rlnImagePixelSize"] = group.get("rlnImagePixelSize", "%.6f" % pixel_size)
+        given = group.get("rlnImagePixelSize")
+        if given is None or not (has_pixels or abs(float(given) / pixel_size - 1) < SAME_PIXEL):
+            group["rlnImagePixelSize"] = "%.6f" % pixel_size
         group["rlnImageSize"] = group.get("rlnImageSize", str(dim[0])) if has_boxes else str(dim[0])
         group["rlnImageDimensionality"] = "2"
         if particles.isPhaseFlipped():
@@ -423,6 +432,26 @@ def poses_of(rows, pixel_size):
     return to_scipion(values[:, 0], values[:, 1], values[:, 2], values[:, 3], values[:, 4], pixel_size)
 
 
+def set_optics(particles, path):
+    """Keep the optics table of a STAR file in a set of particles, where scipion-em-relion has it and looks for it."""
+    rows = read_star(path)[OPTICS]
+    particles.getAcquisition().opticsGroupInfo.set("".join(star_lines(OPTICS, rows)))
+
+
+def update_ctf(particle, row):
+    """Give a particle the defocus of a row of the engine's STAR file, its optics group and its half set."""
+    ctf = particle.getCTF()
+    ctf.setDefocusU(float(row["rlnDefocusU"]))
+    ctf.setDefocusV(float(row["rlnDefocusV"]))
+    ctf.setDefocusAngle(float(row["rlnDefocusAngle"]))
+    _set_groups(particle, row)
+
+
+def _set_groups(particle, row):
+    particle._rlnRandomSubset = Integer(int(row["rlnRandomSubset"]))
+    particle._rlnOpticsGroup = Integer(int(row["rlnOpticsGroup"]))
+
+
 def update_particle(particle, row, matrix):
     """Give a particle its refined pose, half set and quality; ``_appendItem`` is False for one that was set aside."""
     from pwem.objects import Transform
@@ -431,7 +460,7 @@ def update_particle(particle, row, matrix):
     if row is None:
         return
     particle.setTransform(Transform(matrix))
-    particle._rlnRandomSubset = Integer(int(row["rlnRandomSubset"]))
-    for name in ("rlnNormCorrection", "rlnMaxValueProbDistribution", "rlnLogLikeliContribution"):
+    _set_groups(particle, row)
+    for name in QUALITIES:
         if name in row:
-            setattr(particle, "_" + name, Float(float(row[name])))
+            setattr(particle, "_" + name, Integer(int(row[name])) if name in COUNTS else Float(float(row[name])))

@@ -76,13 +76,19 @@ def write_star(path, tables):
     """
     with open(path + ".part", "w", encoding="utf-8") as out:
         for name, rows in tables:
-            columns = list(rows[0]) if rows else []
-            out.write("\n# version 30001\n\ndata_%s\n\nloop_\n" % name)
-            out.writelines("_%s #%d\n" % (column, number) for number, column in enumerate(columns, 1))
-            for row in rows:
-                out.write(" ".join(_token(row[column]) for column in columns) + "\n")
-            out.write("\n")
+            out.writelines(star_lines(name, rows))
     os.replace(path + ".part", path)
+
+
+def star_lines(name, rows):
+    """Yield the lines of a table; :func:`write_star` says what its rows have to be."""
+    columns = list(rows[0]) if rows else []
+    yield "\n# version 30001\n\ndata_%s\n\nloop_\n" % name
+    for number, column in enumerate(columns, 1):
+        yield "_%s #%d\n" % (column, number)
+    for row in rows:
+        yield " ".join(_token(row[column]) for column in columns) + "\n"
+    yield "\n"
 
 
 def _token(value):

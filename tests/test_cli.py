@@ -84,9 +84,9 @@ def test_commands_have_help(command: str, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["refin"], "unknown command (value 'refin'); rule: one of refine, reconstruct, ctf-refine, regularise, "
-                    "nu-filter, scan, postprocess, fsc, compare, validate, report, convert, simulate, check; remedy: "
-                    "did you mean refine?"),
+        (["refin"], "unknown command (value 'refin'); rule: one of refine, reconstruct, ctf-refine, select, "
+                    "regularise, nu-filter, scan, postprocess, fsc, compare, validate, report, convert, "
+                    "simulate, check; remedy: did you mean refine?"),
         (["fsc", "a.mrc"], "MAP2 missing; remedy: give it on the command line or in the --config file"),
         (["refine"], "--particles, --reference, --output missing; remedy: give it on the command line or in the "
                      "--config file"),

@@ -15,7 +15,7 @@ from sparsecv.engine.physics.geometry import angular_distance, rotvec_to_matrix
 from sparsecv.engine.physics.sampling import GlobalGrid, LocalGrid, shift_lattice
 from sparsecv.engine.physics.symmetry import symmetric_distance, symmetry_matrices
 from sparsecv.engine.refine.expectation import GridBank, Level, Posterior, SearchPlan, find_posterior
-from sparsecv.engine.refine.images import ImageBatch
+from sparsecv.engine.refine.images import ImageBatch, image_power, noise_norms
 from sparsecv.engine.refine.maximisation import accumulate, draw, estimate_poses, sample_statistics, thinned
 from sparsecv.engine.refine.schedule import Draws, Geometry, search_plan
 from sparsecv.engine.refine.state import HalfState
@@ -99,6 +99,32 @@ def test_local_posterior_is_that_of_the_enumeration() -> None:
         log_p = log_posterior(batch, image, found, 1.0, -(away**2) / (2 * 8.0**2), start[image])
         np.testing.assert_allclose(found.weights[own], np.exp(log_p - logsumexp(log_p)), atol=2e-4)
         assert found.log_evidence[image] == pytest.approx(logsumexp(log_p), abs=2e-3)
+
+
+def test_the_likelihood_is_that_of_the_whole_image() -> None:
+    """Evidence, power and norm make the density of the image's pixels, summed over poses: RELION's log-likelihood."""
+    images, truth = noisy_images(2)
+    batch = batch_of(images, SIGMA2)
+    grid = LocalGrid(10.0, 8.0, np.zeros(3))
+    found = find_posterior(cpu, VOLUME, batch, exhaustive(grid), DISC, PADDING, truth, np.zeros((2, 2)), None)
+    noise = np.full((1, DISC.last + 1), SIGMA2)
+    norm = noise_norms(noise, DISC, np.array([DISC.last]))[0]
+    power = np.asarray(image_power(cpu, batch))
+    for image in range(2):
+        own = np.flatnonzero(found.owner == image)
+        slices = reference.extract_slices(VOLUME, found.rotations[own], DISC.kx, DISC.ky, PADDING)
+        away = angular_distance(found.rotations[own], np.tile(truth[image], (len(own), 1, 1)))
+        terms = []
+        for dx, dy in found.shifts[image]:
+            moved = images[image] * np.exp(-2j * np.pi * (DISC.kx * dx + DISC.ky * dy) / BOX)
+            # of transforms divided by box^2, a complex Gaussian at each pixel
+            residual = np.abs(moved - slices) ** 2 / BOX**2
+            variance = SIGMA2 / BOX**2
+            density = (-residual / (2 * variance) - np.log(2 * np.pi * variance)).sum(axis=1)
+            terms.append(density - away**2 / (2 * 8.0**2) - (dx**2 + dy**2) / (2 * SHIFT_SIGMA**2))
+        assert found.log_evidence[image] - power[image] - norm == pytest.approx(logsumexp(terms), abs=1e-2)
+    # a group whose images end before is less
+    assert noise_norms(noise, DISC, np.array([2]))[0] == pytest.approx(norm * DISC.size(2) / len(DISC))
 
 
 @pytest.mark.parametrize("kind", ["global", "local"])

@@ -145,6 +145,34 @@ def test_particles_keep_their_columns_and_gain_halves(data: SimulatedFiles, fini
     assert np.bincount(after.integers("rlnRandomSubset")).tolist() == [0, PARTICLES // 2, PARTICLES // 2]
 
 
+def test_particles_have_their_qualities(finished: Path) -> None:
+    """Columns of RELION's names and our own; no scale comes from the other half set."""
+    found = StarFile.read(finished / "run_data.star").table("particles")
+    evidence, likelihood = found.floats("sparsecvLogEvidence"), found.floats("rlnLogLikeliContribution")
+    probability, samples = found.floats("rlnMaxValueProbDistribution"), found.integers("rlnNrOfSignificantSamples")
+    assert np.all((probability > 0) & (probability <= 1)) and samples.min() >= 1
+    # more samples that share the probability, less for the best of them
+    assert np.all(samples * probability > 0.9)
+    assert np.all(found.floats("sparsecvPoseSpread") >= 0)
+    assert np.median(evidence) > 10
+    # beside the evidence RELION's has the power of the image, 1 a pixel but for the mask and the signal, and the norm
+    power = (evidence - likelihood) / (np.pi / 8 * BOX**2) - np.log(2 * np.pi * found_noise(finished))
+    assert 0.5 < np.median(power) < 2.5  # the signal is as strong as the noise at low frequency
+    groups, halves = found.strings("rlnMicrographName"), found.integers("rlnRandomSubset")
+    scales = found.floats("rlnGroupScaleCorrection")
+    by_half: dict[tuple[str, int], set[float]] = {}
+    for group, half, scale in zip(groups, halves.tolist(), scales.tolist(), strict=True):
+        by_half.setdefault((group, half), set()).add(scale)
+    assert all(len(one) == 1 for one in by_half.values())
+    assert by_half[groups[0], 1] != by_half[groups[0], 2]
+
+
+def found_noise(folder: Path) -> float:
+    """Median variance per real component as ``run_model.star`` has it, of transforms divided by box^2."""
+    table = StarFile.read(folder / "run_model.star").table("model_optics_group_1")
+    return float(np.median(table.floats("rlnSigma2Noise")[1:]))
+
+
 @pytest.mark.relion
 @pytest.mark.parametrize(
     ("name", "table", "column"),

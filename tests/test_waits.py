@@ -75,7 +75,7 @@ def test_a_batch_brings_back_its_poses_and_sums_only(stage: str, imitation: None
     one_pass()
     of_the_pass = 1 if bank else 0  # the signal power, which decides on the precision
     assert Waits.count == 2 * (len(plan.levels) + 1) + of_the_pass  # a batch for each quarter
-    of_an_image = 3 + 9 + 2 + 1 + 3 * (particles.disc.last + 1)  # evidence, pose, three sums over shells
+    of_an_image = 4 + 9 + 2 + 1 + 3 * (particles.disc.last + 1)  # evidence, power, pose, three sums over shells
     assert Waits.nbytes == 8 * of_an_image * COUNT + 8 * of_the_pass
 
 

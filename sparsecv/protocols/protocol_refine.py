@@ -13,14 +13,13 @@ from sparsecv import convert
 from sparsecv.protocols.base import (
     SAME_PIXEL,
     STATUS,
-    EngineProtocol,
     absolute,
     check_same_grid,
     check_symmetry,
     engine_value,
 )
+from sparsecv.protocols.from_particles import PARTICLES, ParticleProtocol
 
-PARTICLES = "input_particles.star"
 DATA, MAP, HALVES = "run_data.star", "run_class001.mrc", ["run_half%d_class001_unfil.mrc" % k for k in (1, 2)]
 POSTPROCESS, MASK = "postprocess.star", "postprocess_mask.mrc"
 # the engine's own words
@@ -31,7 +30,7 @@ NU_FAMILIES = ["butterworth", "local-wiener", "sparse-tv"]
 NU_SELECTIONS = ["like-for-like", "literal"]
 
 
-class RefineProtocol(EngineProtocol, ProtRefine3D):
+class RefineProtocol(ParticleProtocol, ProtRefine3D):
     """What both refinements share; the regulariser is ``_regulariser``."""
 
     _devStatus = BETA
@@ -77,14 +76,7 @@ class RefineProtocol(EngineProtocol, ProtRefine3D):
                       validators=[params.GT(0)], expertLevel=params.LEVEL_ADVANCED,
                       label="Expected error of the alignments (degrees)",
                       help="The search goes to three times as far.")  # fmt: skip
-        form.addParam("originalFile", params.FileParam, default="", expertLevel=params.LEVEL_ADVANCED,
-                      label="Original STAR or .cs file",
-                      help="The file that the particles were imported from. Scipion's importers drop half sets "
-                           "(cryoSPARC) and optics groups (RELION); with this file they are recovered. The particles "
-                           "are found again by the name of their stack and their number in it.")  # fmt: skip
-        form.addParam("invertContrast", params.BooleanParam, default=False, expertLevel=params.LEVEL_ADVANCED,
-                      label="Particles are black?",
-                      help="Yes, if the particles are darker than their surroundings.")  # fmt: skip
+        self._defineOriginal(form)
         form.addParam("iterations", params.IntParam, default=30, validators=[params.GT(0)],
                       expertLevel=params.LEVEL_ADVANCED, label="Most iterations",
                       help="The refinement ends by itself, usually after 8 to 15.")  # fmt: skip
@@ -125,9 +117,6 @@ class RefineProtocol(EngineProtocol, ProtRefine3D):
     def _inputObjects(self):
         return self.inputParticles.get(), self.referenceVolume.get(), self.maskVolume.get()
 
-    def _convertSettings(self):
-        return self.originalFile.get(""), self.invertContrast.get()
-
     def _engineSettings(self):
         reference, mask = self.referenceVolume.get(), self.maskVolume.get()
         return OrderedDict([
@@ -158,24 +147,11 @@ class RefineProtocol(EngineProtocol, ProtRefine3D):
         return OrderedDict()
 
     # -------------------------------------------------------------------------------------------------------- steps
-    def convertInputStep(self, mark):
-        """Write the particles as a STAR file, and say what was lost on the way to here."""
-        said = convert.write_particles(self.inputParticles.get(), self._getExtraPath(PARTICLES),
-                                       self.originalFile.get("") or None, self.invertContrast.get())  # fmt: skip
-        for text in said:
-            self.warning(text)
-        with open(self._getExtraPath("conversion.txt"), "w") as out:
-            out.write("\n".join(said))
-        return [self._getExtraPath(PARTICLES)]
-
     def _createOutputs(self):
-        particles, pixel_size = self.inputParticles.get(), self.inputParticles.get().getSamplingRate()
+        pixel_size = self.inputParticles.get().getSamplingRate()
         volume = self._volume(MAP, pixel_size, HALVES)
-        aligned = self._createSetOfParticles()
-        aligned.copyInfo(particles)
-        aligned.setAlignmentProj()
-        aligned.copyItems(particles, updateItemCallback=self._Updater(self._getExtraPath(DATA), pixel_size),
-                          doClone=False)  # fmt: skip
+        data = self._getExtraPath(DATA)
+        aligned = self._outputSet(self._Updater(data, pixel_size), data)
         outputs = {"outputVolume": volume, "outputParticles": aligned,
                    "outputFSC": self._fscSet(self._getExtraPath(POSTPROCESS))}  # fmt: skip
         if os.path.exists(self._getExtraPath(MASK)):
@@ -232,16 +208,7 @@ class RefineProtocol(EngineProtocol, ProtRefine3D):
         if box and self.particleDiameter.get() > box * particles.getSamplingRate():
             length = box * particles.getSamplingRate()
             errors.append("The particle diameter is larger than the box of %.0f A." % length)
-        original = self.originalFile.get("")
-        if original and not os.path.isfile(original):
-            errors.append("The original file does not exist: %s" % original)
-        elif original and not original.endswith((".star", ".cs")):
-            errors.append("The original file must be a .star or a .cs file: %s" % original)
-        return errors + self._validatePrior()
-
-    def _firstAlignments(self):
-        """Those of the first particles: enough to see that there are none, and read in no time."""
-        return [convert.matrix_of(particle) for particle in self.inputParticles.get().iterItems(limit=20)]
+        return errors + self._originalErrors() + self._validatePrior()
 
     def _validatePrior(self):
         return []
@@ -256,14 +223,14 @@ class RefineProtocol(EngineProtocol, ProtRefine3D):
         if abs(reference.getSamplingRate() / particles.getSamplingRate() - 1) > SAME_PIXEL:
             found.append("The starting map has pixels of %.4g A, the particles of %.4g A: it is brought to theirs."
                          % (reference.getSamplingRate(), particles.getSamplingRate()))  # fmt: skip
-        if not self.originalFile.get("") and not particles.getFirstItem().hasAttribute("_rlnRandomSubset"):
+        if not self._hasHalfSets():
             found.append(convert.NO_HALF_SETS)
         return found
 
     def _summary(self):
         status = self._readJson(STATUS)
         history = status.get("history", [])
-        lines = [text for text in self._readText("conversion.txt").splitlines() if text]
+        lines = self._conversionLines()
         if not history:
             return lines + ["The refinement has not finished an iteration yet."]
         last = history[-1]

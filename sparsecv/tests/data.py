@@ -34,8 +34,11 @@ def simulated(folder, **more):
     return folder
 
 
-def particle_set(path, star, pixel_size=PIXEL_SIZE, alignment=True, half_sets=True):
-    """Make a SetOfParticles in an sqlite file from a STAR file of the simulator; returns the set, still open."""
+def particle_set(path, star, pixel_size=PIXEL_SIZE, alignment=True, half_sets=True, more=None):
+    """Make a SetOfParticles in an sqlite file from a STAR file of the simulator; returns the set, still open.
+
+    ``more(particle, row)`` may change each particle before it is added.
+    """
     from pwem.objects import Acquisition, CTFModel, Particle, SetOfParticles, Transform
     from pyworkflow.object import Integer
 
@@ -65,6 +68,8 @@ def particle_set(path, star, pixel_size=PIXEL_SIZE, alignment=True, half_sets=Tr
             particle.setTransform(Transform(matrix))
         if half_sets:
             particle._rlnRandomSubset = Integer(1 + number % 2)
+        if more is not None:
+            more(particle, row)
         found.append(particle)
     found.write()
     return found

@@ -11,6 +11,7 @@ from pwem.protocols import ProtImportMask, ProtImportParticles, ProtImportVolume
 from pyworkflow.tests import BaseTest, setupTestProject
 
 from sparsecv import Plugin
+from sparsecv.convert import QUALITIES
 from sparsecv.plugin import CALLABLE
 from sparsecv.protocols import SparseCvProtRefine
 from sparsecv.tests.data import BOX, PARTICLES, PIXEL_SIZE, particle_set, simulated
@@ -90,6 +91,8 @@ class SparseCvTest(BaseTest):
         for particle in made.outputParticles.iterItems():
             truth = given[particle.getObjId()]
             self.assertEqual(particle._rlnRandomSubset.get(), truth._rlnRandomSubset.get())
+            for name in QUALITIES:  # Scipion's own subsets go by them
+                self.assertTrue(np.isfinite(particle.getAttributeValue("_" + name)), name)
             turn = particle.getTransform().getRotationMatrix() @ truth.getTransform().getRotationMatrix().T
             errors.append(np.degrees(np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1))))
         self.assertLess(np.median(errors), 8.0)

@@ -17,7 +17,7 @@ from pyworkflow.tests import BaseTest, setupTestProject
 from scipy.spatial.transform import Rotation
 
 from sparsecv import convert
-from sparsecv.protocols import SparseCvProtRefine
+from sparsecv.protocols import SparseCvProtCtfRefine, SparseCvProtRefine
 from sparsecv.star import read_star
 from sparsecv.tests.data import PARTICLES, PIXEL_SIZE, SHARED, empty_stacks, simulated
 
@@ -170,6 +170,24 @@ class TestSparseCvFromCryosparc(BaseTest):
             back = Rotation.from_matrix(particle.getTransform().getRotationMatrix())
             errors.append(np.degrees((turns_of([row])[0].inv() * back).magnitude()))
         self.assertLess(np.median(errors), 8.0)
+        self.check_ctf_refinement(particles, made, path, given)
+
+    def check_ctf_refinement(self, particles, refined, path, given):
+        """cryoSPARC's own particles need their file, which has the half sets; those of a refinement do not."""
+        settings = {"inputVolume": refined.outputVolume, "beamTilt": False, "numberOfThreads": 2}
+        bare = self.newProtocol(SparseCvProtCtfRefine, inputParticles=particles, **settings)
+        self.assertIn("The particles have no half sets in Scipion", "\n".join(bare.validate()))
+        after = self.newProtocol(SparseCvProtCtfRefine, inputParticles=refined.outputParticles, **settings)
+        self.assertEqual(after.validate(), [])
+        made = self.newProtocol(SparseCvProtCtfRefine, inputParticles=particles, originalFile=path, **settings)
+        self.launchProtocol(made)
+        self.assertSetSize(made.outputParticles, PARTICLES)
+        changes = []
+        for particle in made.outputParticles.iterItems():
+            row = given[particle.getObjId()]
+            self.assertEqual(str(particle._rlnRandomSubset.get()), row["rlnRandomSubset"])
+            changes.append(particle.getCTF().getDefocusU() - float(row["rlnDefocusU"]))
+        self.assertTrue(0 < np.median(np.abs(changes)) < 1000)  # they were right, and noise moves them
 
     @unittest.skipUnless(os.path.isdir(SHARED), "needs the shared data")
     def test_files_of_real_projects(self):

@@ -6,7 +6,7 @@ from unittest import mock
 
 import numpy as np
 from pwem.objects import Volume
-from pwem.protocols import ProtImportPdb
+from pwem.protocols import ProtImportPdb, ProtSetFilter
 
 from sparsecv.protocols import (
     SparseCvProtModelFsc,
@@ -24,6 +24,7 @@ class TestSparseCvRefine(SparseCvTest):
         made = self.refinement(maskVolume=self.mask.outputMask)
         self.launchProtocol(made)
         self.check_refinement(made)
+        self.check_best(made)
         processed = self.newProtocol(SparseCvProtPostprocess, inputVolume=made.outputVolume, numberOfThreads=2)
         self.launchProtocol(processed)
         self.assertIn("Resolution at FSC 0.143", "\n".join(processed.summary()))
@@ -39,6 +40,17 @@ class TestSparseCvRefine(SparseCvTest):
                          "doShowPage", "doShowMaps"}
                         <= set(self.check_viewers(made)))
         self.check_validation(processed)
+
+    def check_best(self, made):
+        """Scipion's own subsets go by the qualities of a refinement."""
+        ranked = self.newProtocol(ProtSetFilter, operation=ProtSetFilter.CHOICE_RANKED, threshold="0.75",
+                                  rankingField="_sparsecvLogEvidence")  # fmt: skip
+        ranked.inputSet.set(made)
+        ranked.inputSet.setExtended("outputParticles")
+        self.launchProtocol(ranked)
+        values = sorted(particle._sparsecvLogEvidence.get() for particle in made.outputParticles.iterItems())
+        kept = [particle._sparsecvLogEvidence.get() for particle in ranked.outputParticles.iterItems()]
+        self.assertEqual(sorted(kept), values[len(values) // 4 :])
 
     def check_viewers(self, made):
         """Every button of Analyze Results draws something, or says why it does not."""

@@ -246,3 +246,34 @@ def draw_residues(figure, rows):
             axes.legend(fontsize=8, ncol=2)
     more = len(chains) - len(names)
     figure.suptitle("Residues" + (" (%d more chains in residues.csv)" % more if more > 0 else ""))
+
+
+def draw_defoci(figure, pairs, micrograph=None, places=()):
+    """Draw defoci after against before, A, and those of a micrograph's particles where they are in it.
+
+    Parameters
+    ----------
+    pairs : list of tuple
+        Mean defocus of each particle before and after.
+    micrograph : str
+        Name of the micrograph.
+    places : list of tuple
+        (x, y, defocus) of its particles, pixels and A; none: they have no coordinates.
+    """
+    before, after = np.array(pairs, dtype=float).T
+    axes = figure.add_subplot(1, 2 if len(places) else 1, 1)
+    ends = min(before.min(), after.min()), max(before.max(), after.max())
+    axes.plot(ends, ends, color="0.6", linewidth=0.8)
+    axes.plot(before, after, linestyle="", marker=".", markersize=3, color=COLOURS[0])
+    axes.set_xlabel("mean defocus before (A)")
+    axes.set_ylabel("after (A)")
+    axes.set_title("rms change %.0f A" % np.sqrt(np.mean((after - before) ** 2)), fontsize=10)
+    if len(places):
+        x, y, defocus = np.array(places, dtype=float).T
+        axes = figure.add_subplot(122)
+        drawn = axes.scatter(x, y, c=defocus, s=16, cmap="viridis")
+        figure.colorbar(drawn, ax=axes, label="mean defocus (A)")
+        axes.set_aspect("equal")
+        axes.set_xlabel("x (pixels)")
+        axes.set_title("%s, %d particles" % (micrograph, len(places)), fontsize=10)
+    figure.tight_layout()

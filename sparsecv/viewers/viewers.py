@@ -15,6 +15,7 @@ from pwem.wizards import ColorScaleWizardBase
 from pyworkflow.viewer import DESKTOP_TKINTER, ProtocolViewer
 
 from sparsecv.protocols import (
+    SparseCvProtCtfRefine,
     SparseCvProtModelFsc,
     SparseCvProtNonUniform,
     SparseCvProtNuFilter,
@@ -22,11 +23,13 @@ from sparsecv.protocols import (
     SparseCvProtRefine,
 )
 from sparsecv.protocols.base import FSC_COLUMNS, STATUS
+from sparsecv.protocols.protocol_ctf_refine import DEFOCUS_PICTURE, NUMBERS
 from sparsecv.protocols.protocol_model_fsc import FSC_COLUMNS as MODEL_COLUMNS
 from sparsecv.star import read_star
 from sparsecv.viewers import plots
 
 SLICE_AXES = ["z", "y", "x"]
+MOST_SHOWN = 20000  # particles in a plot of single ones
 
 
 class SparseCvViewer(ProtocolViewer):
@@ -256,6 +259,60 @@ class SparseCvMapViewer(SparseCvViewer):
         if not self._has("postprocess.star"):
             return self._absent("The FSC")
         return self._window(plots.draw_fsc, self._curves("postprocess.star", "fsc", FSC_COLUMNS))
+
+
+class SparseCvCtfViewer(SparseCvViewer):
+    """Of CTF refinements."""
+
+    _targets = [SparseCvProtCtfRefine]
+    _label = "viewer sparsecv CTF"
+
+    def _groups(self):
+        """Names of the optics groups that have a picture, and the pictures."""
+        groups = self.protocol._readJson(NUMBERS).get("optics_groups", [])
+        named = [(group["name"], "aberrations_optics%d.png" % group["number"]) for group in groups]
+        return [(name, picture) for name, picture in named if self._has(picture)]
+
+    def _defineParams(self, form):
+        form.addSection(label="Results")
+        form.addParam("doShowDefocus", params.LabelParam, label="Show the changes of defocus", default=True)
+        form.addParam("doShowMap", params.LabelParam, label="Show defoci before and after, and across a micrograph")
+        names = [name for name, _ in self._groups()]
+        if names:
+            group = form.addGroup("Aberrations")
+            group.addParam("opticsGroup", params.EnumParam, choices=names, default=0, label="Optics group")
+            group.addParam("doShowAberrations", params.LabelParam, label="Show its phases, measured and fitted")
+
+    def _getVisualizeDict(self):
+        return {"doShowDefocus": lambda _: self._picture(DEFOCUS_PICTURE, "The changes of defocus"),
+                "doShowMap": self._showMap, "doShowAberrations": self._showAberrations}  # fmt: skip
+
+    def _showMap(self, param=None):
+        if not hasattr(self.protocol, "outputParticles"):
+            return self._absent("The result")
+        after, places = {}, {}
+        for particle in self.protocol.outputParticles.iterItems(limit=MOST_SHOWN):
+            after[particle.getObjId()] = mean_defocus(particle)
+            coordinate = particle.getCoordinate()
+            if coordinate is not None:
+                place = coordinate.getPosition() + (mean_defocus(particle),)
+                places.setdefault(coordinate.getMicName(), []).append(place)
+        pairs = [(mean_defocus(particle), after[particle.getObjId()])
+                 for particle in self.protocol.inputParticles.get().iterItems(limit=MOST_SHOWN)
+                 if particle.getObjId() in after]  # fmt: skip
+        most = max(places, key=lambda name: len(places[name]), default=None)
+        return self._window(plots.draw_defoci, pairs, most, places.get(most, ()))
+
+    def _showAberrations(self, param=None):
+        groups = self._groups()
+        if not groups:
+            return self._absent("A picture of aberrations")
+        return self._picture(groups[self.opticsGroup.get()][1], "A picture of aberrations")
+
+
+def mean_defocus(particle):
+    """Mean defocus of a particle, A."""
+    return (particle.getCTF().getDefocusU() + particle.getCTF().getDefocusV()) / 2
 
 
 class SparseCvModelViewer(SparseCvViewer):

@@ -13,7 +13,7 @@ from pyworkflow.gui import dialog
 from pyworkflow.gui.tree import ListTreeProviderString
 from pyworkflow.object import String
 
-from sparsecv.protocols import SparseCvProtNonUniform, SparseCvProtRefine
+from sparsecv.protocols import SparseCvProtCtfRefine, SparseCvProtNonUniform, SparseCvProtRefine
 from sparsecv.viewers import SparseCvMapViewer, SparseCvRefineViewer
 
 REFINEMENTS = (SparseCvProtRefine, SparseCvProtNonUniform)
@@ -26,7 +26,7 @@ GROUPS = (
 class SparseCvDiameterWizard(ParticleMaskRadiusWizard):
     """A circle on the particles."""
 
-    _targets = [(protocol, ["particleDiameter"]) for protocol in REFINEMENTS]
+    _targets = [(protocol, ["particleDiameter"]) for protocol in REFINEMENTS + (SparseCvProtCtfRefine,)]
 
     def _getProvider(self, protocol):
         return ParticleMaskRadiusWizard._getListProvider(self, protocol.inputParticles)

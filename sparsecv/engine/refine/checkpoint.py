@@ -22,7 +22,7 @@ from sparsecv.engine.io.npz import read_npz, write_npz
 from sparsecv.engine.io.regular import open_regular
 from sparsecv.engine.refine.state import HalfState, ParticleState, RefinementState
 
-FORMAT = 3
+FORMAT = 4
 KEPT = 2
 HALF_ARRAYS = [f for f in fields(HalfState) if f.name != "memory"]  # the rest is plain JSON
 NAME = re.compile(r"run_it(\d{3,})_checkpoint\.npz")

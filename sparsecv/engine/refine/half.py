@@ -18,7 +18,14 @@ from sparsecv.engine.physics.symmetry import symmetric_distance
 from sparsecv.engine.ranks.comm import summed
 from sparsecv.engine.refine.expectation import GridBank, Posterior, SearchPlan, find_posterior
 from sparsecv.engine.refine.image_store import ImageStore
-from sparsecv.engine.refine.images import ImageBatch, ctf_images, shell_table, transform_images
+from sparsecv.engine.refine.images import (
+    ImageBatch,
+    ctf_images,
+    image_power,
+    noise_norms,
+    shell_table,
+    transform_images,
+)
 from sparsecv.engine.refine.maximisation import (
     PoseEstimates,
     SampleStatistics,
@@ -338,7 +345,7 @@ def _add_batch(
                                start, search.bank, precision)
     estimate = estimate_poses(ops, posterior, MODE_STEPS * search.finest_deg + MODE_DEG, particles.matrices)
     statistics = sample_statistics(ops, search.volume, batch, posterior, uniform, particles.disc, search.last_shell)
-    bring = Learnt.packed(ops, posterior, estimate, statistics)
+    bring = Learnt.packed(ops, posterior, image_power(ops, batch), estimate, statistics)
     few = thinned(ops, posterior, uniform, search.most_slices)
     if search.slices is None:
         accumulate(ops, batch, few, particles.disc.crop(search.last_shell), add)
@@ -350,14 +357,19 @@ def _add_batch(
     found = bring()  # only now, so that the device has something to do while the host waits
     residuals.factors[rows] = _residual_factors(particles, found.statistics, half.noise[table.optics_index[index]])
     residuals.add(table, index, found.statistics, np.isfinite(found.log_evidence))
-    _store_poses(state, batch, found, particles.matrices)
+    norm = noise_norms(half.noise, particles.disc, table.known_shells)[table.optics_index[index]]
+    _store_poses(state, batch, found, norm, particles.matrices)
 
 
 @dataclass(frozen=True)
 class Learnt:
-    """What leaves the device of each image of a batch: float64 on the host, as in `Posterior` and `PoseEstimates`."""
+    """What leaves the device of each image of a batch: float64 on the host, as in `Posterior` and `PoseEstimates`.
+
+    ``power`` is that of `image_power`.
+    """
 
     log_evidence: np.ndarray
+    power: np.ndarray
     best_probability: np.ndarray
     significant: np.ndarray
     rotations: np.ndarray
@@ -367,12 +379,12 @@ class Learnt:
 
     @classmethod
     def packed(
-        cls, ops: Any, posterior: Posterior, estimate: PoseEstimates, statistics: SampleStatistics
+        cls, ops: Any, posterior: Posterior, power: Any, estimate: PoseEstimates, statistics: SampleStatistics
     ) -> Callable[[], Learnt]:
         """Put everything into one array on the device; returns what brings it to the host, where the host waits."""
         pose = (estimate.rotations, estimate.shifts, estimate.spread)
         sums = (statistics.residual, statistics.cross, statistics.signal)
-        parts = [posterior.log_evidence, posterior.best_probability, posterior.significant, *pose, *sums]
+        parts = [posterior.log_evidence, power, posterior.best_probability, posterior.significant, *pose, *sums]
         flat = [part.reshape(len(part), -1).astype(ops.xp.float64) for part in parts]
         together = ops.xp.concatenate(flat, axis=1)
         shapes, ends = [part.shape for part in parts], np.cumsum([part.shape[1] for part in flat])
@@ -380,8 +392,8 @@ class Learnt:
         def bring() -> Learnt:
             columns = np.split(ops.to_host(together), ends[:-1], axis=1)
             values = [column.reshape(shape) for column, shape in zip(columns, shapes, strict=True)]
-            evidence, best, significant, rotations, shifts, spread = values[:6]
-            return cls(evidence, best, significant, rotations, shifts, spread, SampleStatistics(*values[6:]))
+            evidence, energy, best, significant, rotations, shifts, spread = values[:7]
+            return cls(evidence, energy, best, significant, rotations, shifts, spread, SampleStatistics(*values[7:]))
 
         return bring
 
@@ -439,8 +451,16 @@ def _residual_factors(particles: Particles, statistics: SampleStatistics, noise:
     return statistics.residual[:, 1:].sum(axis=1) / expected
 
 
-def _store_poses(state: ParticleState, batch: ImageBatch, found: Learnt, matrices: np.ndarray) -> None:
-    """Write the new poses and qualities; an image without a posterior keeps its pose and is set aside."""
+def _store_poses(
+    state: ParticleState, batch: ImageBatch, found: Learnt, norm: np.ndarray, matrices: np.ndarray
+) -> None:
+    """Write the new poses and qualities; an image without a posterior keeps its pose and is set aside.
+
+    Parameters
+    ----------
+    norm
+        (I,) that of `noise_norms` of each image.
+    """
     index, good = batch.index, np.isfinite(found.log_evidence)
     rows = index[good]
     shifts = batch.centre_px[good] + found.shifts[good]
@@ -448,7 +468,8 @@ def _store_poses(state: ParticleState, batch: ImageBatch, found: Learnt, matrice
     state.moved_px[rows] = np.linalg.norm(shifts - state.shifts_px[rows], axis=1)
     state.rotations[rows], state.shifts_px[rows] = found.rotations[good], shifts
     state.spread_deg[rows] = found.spread[good]
-    state.log_likelihood[rows] = found.log_evidence[good]
+    state.log_evidence[rows] = found.log_evidence[good]
+    state.log_likelihood[rows] = (found.log_evidence - found.power - norm)[good]
     state.best_probability[rows] = found.best_probability[good]
     state.significant[rows] = found.significant[good]
     state.is_rejected[index[~good]] = True

@@ -111,6 +111,32 @@ def ctf_images(
     return values
 
 
+def image_power(ops: Any, batch: ImageBatch) -> Any:
+    """1/2 sum_j |X_j|^2 / sigma_j^2 of each image, (I,) float32: minus the log-likelihood of noise, but for a norm.
+
+    An image's log-likelihood is the log evidence of its posterior, minus this, minus `noise_norms`.
+    """
+    images = batch.masked
+    return (0.5 * (images.real**2 + images.imag**2) * batch.inverse_noise).sum(axis=1)
+
+
+def noise_norms(noise: np.ndarray, disc: Disc, known_shells: np.ndarray) -> np.ndarray:
+    """sum_j log(2 pi sigma_j^2) of each optics group, (groups,): the norm of a complex Gaussian at each pixel.
+
+    Parameters
+    ----------
+    noise
+        (groups, shells) sigma^2 of transforms divided by box; the norm is that of transforms divided by box^2, as
+        RELION's are.
+    known_shells
+        (groups,) highest shell that the images of each group reach; beyond it there is nothing to be likely.
+    """
+    shells = np.arange(1, disc.last + 1)  # shell 0 is empty
+    each = np.log(2 * np.pi * noise[:, shells] / disc.box**2)
+    norms: np.ndarray = np.where(shells <= known_shells[:, None], each, 0.0) @ np.diff(disc.offsets)[shells]
+    return norms
+
+
 def shell_table(ops: Any, table: np.ndarray, rows: np.ndarray, disc: Disc) -> Any:
     """Rows of a (groups, shells) table spread over the disc's pixels, (I, J) float32."""
     xp = ops.xp

@@ -130,9 +130,19 @@ def write_data_star(path: Path, refinement: Refinement) -> None:
             "rlnLogLikeliContribution": particles.log_likelihood,
             "rlnMaxValueProbDistribution": particles.best_probability,
             "rlnNrOfSignificantSamples": particles.significant,
+            "rlnGroupScaleCorrection": own_scales(refinement),
+            "sparsecvLogEvidence": particles.log_evidence,
+            "sparsecvPoseSpread": particles.spread_deg,
         },
         keep=~particles.is_rejected,
     )
+
+
+def own_scales(refinement: Refinement) -> np.ndarray:
+    """Scale of each particle's group as its own half set has it, (n,)."""
+    group = refinement.particles.table.group_index
+    first, second = (half.scale for half in refinement.state.halves)
+    return np.where(refinement.halves == 1, first[group], second[group])
 
 
 def write_rejected(path: Path, table: ParticleTable, rejected: Mapping[int, str]) -> None:

@@ -15,9 +15,9 @@ from sparsecv.engine.refine.state import ParticleState
 
 RECORD = "run_it{:03d}_record.json"
 MOST_BINS, PER_BIN = 50, 20  # particles per bin, on the average of a half set
-LIKELIHOOD = "log_likelihood"
+EVIDENCE = "log_evidence"
 MOST_GROUPS = 3  # optics groups whose noise is shown: there may be hundreds
-QUALITIES = ("best_probability", "spread_deg", "turned_deg", "norm", LIKELIHOOD)
+QUALITIES = ("best_probability", "spread_deg", "turned_deg", "norm", EVIDENCE)
 OUTLIERS = 0.5  # percent at either end that a distribution leaves out of its range
 
 
@@ -57,7 +57,7 @@ def distributions(particles: ParticleState, halves: np.ndarray) -> dict[str, dic
     Returns
     -------
     dict
-        By name: ``edges`` (bins + 1), ``half 1`` and ``half 2`` (bins), shares of that half. Log-likelihoods are those
+        By name: ``edges`` (bins + 1), ``half 1`` and ``half 2`` (bins), shares of that half. Log evidences are those
         beyond the median, which depends on the number of pixels compared.
     """
     kept = ~particles.is_rejected
@@ -65,7 +65,7 @@ def distributions(particles: ParticleState, halves: np.ndarray) -> dict[str, dic
     found = {}
     for name in QUALITIES:
         values = np.asarray(getattr(particles, name), dtype=np.float64)
-        if name == LIKELIHOOD:
+        if name == EVIDENCE:
             values = values - np.median(values[kept])
         low, high = np.percentile(values[kept], (OUTLIERS, 100 - OUTLIERS))
         edges = np.linspace(low, high if high > low else low + 1, bins + 1)

@@ -50,8 +50,11 @@ class ParticleState:
         Pose: A, and RELION's origin in pixels, which brings the particle to the centre of the box.
     norm
         Factor by which the image is divided.
-    log_likelihood, best_probability, significant
-        Log evidence up to a constant, largest posterior probability of one sample, number of samples with weight.
+    log_evidence, log_likelihood
+        Log of the likelihood, over all poses, relative to that of an image without a particle; and with the image's own
+        power and the norm of the noise, as RELION has it.
+    best_probability, significant
+        Largest posterior probability of one sample, number of samples with weight.
     spread_deg
         Root mean square rotation of the posterior about the pose.
     turned_deg, moved_px
@@ -63,6 +66,7 @@ class ParticleState:
     rotations: np.ndarray
     shifts_px: np.ndarray
     norm: np.ndarray
+    log_evidence: np.ndarray
     log_likelihood: np.ndarray
     best_probability: np.ndarray
     significant: np.ndarray
@@ -77,7 +81,7 @@ class ParticleState:
         n = len(rotations)
         zeros = np.zeros(n)
         return cls(
-            rotations.copy(), shifts_px.copy(), np.ones(n), zeros.copy(), zeros.copy(),
+            rotations.copy(), shifts_px.copy(), np.ones(n), zeros.copy(), zeros.copy(), zeros.copy(),
             np.zeros(n, dtype=np.int64), zeros.copy(), zeros.copy(), zeros.copy(), np.zeros(n, dtype=bool),
         )  # fmt: skip
 

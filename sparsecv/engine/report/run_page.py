@@ -46,8 +46,8 @@ QUALITIES = {
     "spread_deg": ("spread (degrees)", "Spread of the posterior over rotations about the pose of each particle."),
     "turned_deg": ("turned by (degrees)", "How far the iteration has turned each particle."),
     "norm": ("norm", "Factor by which each image is divided to have the noise of its group."),
-    "log_likelihood": ("log-likelihood beyond the median", "How well each image is explained; a long tail to the left "
-                                                           "are images that fit badly."),
+    "log_evidence": ("log evidence beyond the median", "How much better the map explains each image than noise alone "
+                                                       "does; a long tail to the left are images that fit badly."),
 }  # fmt: skip
 CURVES = {
     "rlnFourierShellCorrelationCorrected": "corrected for the mask",
