@@ -54,15 +54,16 @@ def test_a_search_waits_once_for_each_level(stage: str, imitation: None) -> None
     np.testing.assert_allclose(cuda.to_host(on_gpu.log_evidence), on_cpu.log_evidence, atol=1e-3)
 
 
-@pytest.mark.parametrize("stage", ["global", "local"])
-def test_a_batch_brings_back_its_poses_and_sums_only(stage: str, imitation: None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stage", "hand"), [("global", 0), ("local", 0), ("local", 1)])
+def test_a_batch_brings_back_its_poses_and_sums_only(stage: str, hand: int, imitation: None, tmp_path: Path) -> None:
     """One wait for each level, and one transfer at the end of each batch."""
     table = write_particles(tmp_path, COUNT, BOX, density=HALF.reference, noise=30.0)
     particles = Particles.of(cuda, table, GEOMETRY, np.eye(3)[None], 100.0)
     plan = plan_of(stage)
     volume = map_to_volume(cuda, cuda.xp.asarray(HALF.reference), 10)
     bank = GridBank(cuda, volume, plan, particles.disc, PADDING) if stage == "global" else None
-    search = Search(plan, volume, bank, DRAWS, 10, 8)
+    slices = particles.ewald_slices(cuda, 10, hand) if hand else None
+    search = Search(plan, volume, bank, DRAWS, 10, 8, slices)
 
     def one_pass() -> None:
         state = ParticleState.start(table.rotations, np.zeros((COUNT, 2)))
