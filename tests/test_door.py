@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sparsecv.engine.errors import InputError
+from sparsecv.engine.io.door import LEAST_MTF
 from sparsecv.engine.io.mrc import write_stack
 from sparsecv.engine.io.particles import ParticleTable
 from sparsecv.engine.io.star import StarFile
@@ -258,6 +259,82 @@ def test_anisotropic_magnification_is_taken_out(tmp_path):
     np.testing.assert_allclose(found, origins, atol=2e-6)
 
 
+def two_detectors(folder: Path, mtfs: tuple[str, ...], detector: tuple[float, ...], images: np.ndarray) -> Path:
+    """A STAR file of two groups, the first with one particle more, and the curves exp(-a f) of names like "*a"."""
+    names = []
+    for name in mtfs:
+        if name.startswith("*"):
+            curve = StarFile.new()
+            frequency = np.linspace(0, 1, 21)
+            columns = {"rlnResolutionInversePixel": frequency, "rlnMtfValue": np.exp(-float(name[1:]) * frequency)}
+            curve.add_loop("", columns)
+            curve.write(folder / f"mtf{name[1:]}.star")
+        names.append(str(folder / f"mtf{name.strip('*')}.star") if name else "")
+    write_stack(folder / "a.mrcs", images, PIXEL)
+    star, count = StarFile.new(), len(images)
+    star.add_loop("optics", {
+        "rlnOpticsGroup": [1, 2], "rlnOpticsGroupName": ["most", "few"], "rlnVoltage": [300.0] * 2,
+        "rlnSphericalAberration": [2.7] * 2, "rlnAmplitudeContrast": [0.1] * 2, "rlnImagePixelSize": [PIXEL] * 2,
+        "rlnImageSize": [BOX] * 2, "rlnImageDimensionality": [2] * 2, "rlnMtfFileName": names,
+        "rlnMicrographOriginalPixelSize": list(detector),
+    })  # fmt: skip
+    star.add_loop("particles", {
+        "rlnImageName": [f"{row + 1}@{folder}/a.mrcs" for row in range(count)], "rlnDefocusU": [1e4] * count,
+        "rlnOpticsGroup": [1] * (count // 2 + 1) + [2] * (count - count // 2 - 1),
+    })  # fmt: skip
+    star.write(folder / "in.star")
+    return folder / "in.star"
+
+
+@pytest.mark.parametrize(("mtfs", "detector"), [(("*1", "*2.5"), (2.0, 2.0)), (("*2", "*2"), (1.0, 1.5)),
+                                                (("*0.7", "*3"), (0.8, 1.2))])  # fmt: skip
+def test_images_of_two_detectors_come_with_one_mtf(
+    mtfs: tuple[str, ...], detector: tuple[float, ...], tmp_path: Path
+) -> None:
+    """exp(-a k d) of each group's own: images that differ by nothing else are the same afterwards."""
+    scene = noise(5)
+    radius = np.hypot(np.fft.fftfreq(BOX, PIXEL)[:, None], np.fft.rfftfreq(BOX, PIXEL))
+    first, second = (np.exp(-float(name[1:]) * radius * pixel) for name, pixel in zip(mtfs, detector, strict=True))
+    seen = np.where(np.arange(5)[:, None, None] < 3, first, second) * np.fft.rfft2(scene)
+    images = np.fft.irfft2(seen, s=(BOX, BOX)).astype(np.float32)
+    table = ParticleTable.read(two_detectors(tmp_path, mtfs, detector, images))
+    said: list[str] = []
+    check_mtf(table, said.append)
+    assert not said and detector_pixel_size(table) == detector[0]
+    found, _ = table.read_images(np.arange(5))
+    np.testing.assert_array_equal(found[:3], images[:3])  # the common group's pass as they are
+    expected = np.fft.irfft2(first * np.fft.rfft2(scene), s=(BOX, BOX))
+    # curves are lines between points 0.05 apart
+    assert np.abs(found - expected).max() < 0.01 < np.abs(images - expected).max()
+
+
+@pytest.mark.parametrize(("mtfs", "said"), [
+    (("*1", "*1"), ""), (("*1", ""), "taken as if they had the MTF of most"), (("", "*1"), "images of few are taken"),
+    (("*1", "9"), "images of few are taken"), (("9", "*1"), "is not there: post-processing goes without"),
+    (("", ""), ""),
+])  # fmt: skip
+def test_images_pass_where_a_curve_is_missing(mtfs: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    images, heard = noise(5), list[str]()
+    table = ParticleTable.read(two_detectors(tmp_path, mtfs, (PIXEL, PIXEL), images))
+    check_mtf(table, heard.append)
+    assert said in "".join(heard) and len(heard) == bool(said)
+    np.testing.assert_array_equal(table.read_images(np.arange(5))[0], images)
+
+
+def test_little_is_not_divided_by_next_to_nothing(tmp_path: Path) -> None:
+    """Where a detector passes less than a fiftieth, images are lifted no more than by that."""
+    images = noise(5)
+    table = ParticleTable.read(two_detectors(tmp_path, ("*0", "*20"), (PIXEL, PIXEL), images))
+    transforms, found = (np.fft.rfft2(part[3:]) for part in (images, table.read_images(np.arange(5))[0]))
+    ratio = np.abs(found[:, 1:15, 1:15]) / np.abs(transforms[:, 1:15, 1:15])
+    np.testing.assert_allclose(ratio[:, 10:, 10:], 1 / LEAST_MTF, rtol=1e-3)
+
+
+def test_pixel_sizes_of_detectors_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="rlnMicrographOriginalPixelSize"):
+        ParticleTable.read(two_detectors(tmp_path, ("", ""), (1.0, -1.0), noise(5)))
+
+
 def test_post_processing_takes_the_detector_of_the_common_group(tmp_path: Path) -> None:
     """Its curve, and the pixel size that it was measured at."""
     star = StarFile.new()
@@ -275,4 +352,4 @@ def test_post_processing_takes_the_detector_of_the_common_group(tmp_path: Path) 
     said: list[str] = []
     check_mtf(table, said.append)
     assert detector_pixel_size(table) == 0.75
-    assert "that of most is used" in said[0] and "most.star (rlnMtfFileName) is not there" in said[1]
+    assert len(said) == 1 and "most.star (rlnMtfFileName) is not there" in said[0]

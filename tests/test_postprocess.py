@@ -13,12 +13,12 @@ from halfmaps import filtered, half_maps, particle
 
 from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.mrc import read_map, write_map
+from sparsecv.engine.io.mtf import MtfCurve
 from sparsecv.engine.io.star import StarFile
 from sparsecv.engine.physics.masks import solvent_mask, sphere
 from sparsecv.engine.validate import guinier
 from sparsecv.engine.validate.fsc import fsc
 from sparsecv.engine.validate.fsc_files import write_fsc_xml, write_postprocess
-from sparsecv.engine.validate.mtf import MtfCurve
 from sparsecv.engine.validate.postprocess import postprocess
 from sparsecv.engine.validate.sharpen import Sharpening, sharpen
 

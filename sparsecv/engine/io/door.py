@@ -2,9 +2,9 @@
 """What is done to images as they are read, so that all that follows sees one kind of image.
 
 An image of RELION's model is X(k) = exp(i odd(M k)) C(M k) P(M k), with the matrix M of anisotropic magnification. Here
-it becomes C P at the pixel size and box of the refinement, in this order: X at M^-1 k; without the phase of odd
-aberrations (even ones are left to the CTF); divided by a CTF that it was multiplied by; and resampled. Most optics
-groups have nothing to be done, and their images pass as they are.
+it becomes C P at the pixel size and box of the refinement, in this order: X at M^-1 k; with the MTF of one detector for
+all; without the phase of odd aberrations (even ones are left to the CTF); divided by a CTF that it was multiplied by;
+and resampled. Most optics groups have nothing to be done, and their images pass as they are.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
 
+from sparsecv.engine.io.mtf import curve_of
 from sparsecv.engine.io.optics import OpticsGroup
 from sparsecv.engine.physics.aberrations import monomials
 from sparsecv.engine.physics.ctf import CtfParameters, ctf, unmultiplied
 from sparsecv.engine.physics.fourier import resample_images, without_border
 
 TOLERANCE = 1e-5  # relative, of the non-uniform FFT
+LEAST_MTF = 0.02  # that images are divided by: where a detector passes less, there is nothing to be had
 
 
 class Undistortion:
@@ -67,8 +69,9 @@ class Door:
         The group; its box is known.
     box, pixel_size
         Of the images that come out; pixels and A.
-    phase
-        exp(-i odd) at the pixels of a half transform, complex64, shape (box, box // 2 + 1) of the group, or None.
+    factor
+        exp(-i odd) times the `mtf_ratio`, at the pixels of a half transform, complex64 or float32, shape
+        (box, box // 2 + 1) of the group, or None.
     undistortion
         Of anisotropic magnification, or None.
     """
@@ -76,7 +79,7 @@ class Door:
     group: OpticsGroup
     box: int
     pixel_size: float
-    phase: NDArray[np.complex64] | None
+    factor: NDArray[Any] | None
     undistortion: Any = field(default=None)
 
     def __call__(self, images: NDArray[np.float32], parameters: CtfParameters) -> NDArray[np.float32]:
@@ -87,7 +90,7 @@ class Door:
         parameters
             Of the CTFs that the images were made with.
         """
-        if self.undistortion is not None or self.phase is not None or self.group.is_premultiplied:
+        if self.undistortion is not None or self.factor is not None or self.group.is_premultiplied:
             images = self._filtered(images, parameters)
         if images.shape[1] == self.box and self.group.pixel_size == self.pixel_size:
             return images
@@ -97,8 +100,8 @@ class Door:
         """All that is done at the group's own pixel size."""
         # Phases about the centre or about pixel 0: what they are multiplied by here commutes with a shift.
         transforms = scipy.fft.rfft2(images) if self.undistortion is None else self.undistortion(images)
-        if self.phase is not None:
-            transforms *= self.phase
+        if self.factor is not None:
+            transforms *= self.factor
         if self.group.is_premultiplied:
             values = ctf(parameters, *_half_plane(self.group.box), self.group.box, self.group.pixel_size)
             transforms = unmultiplied(transforms, values.reshape(transforms.shape))
@@ -108,18 +111,40 @@ class Door:
 
 # Hundreds of optics groups, one for each shift of the beam, are usual: what they share is kept apart.
 @lru_cache(maxsize=256)
-def door_of(group: OpticsGroup, box: int, pixel_size: float) -> Door | None:
-    """The door of an optics group to images of a box and a pixel size in A; None where they pass as they are."""
+def door_of(group: OpticsGroup, common: OpticsGroup) -> Door | None:
+    """The door of an optics group to images as of the common one; None where they pass as they are."""
     odd, own = group.odd_polynomial(), group.box
-    is_alike = own == box and abs(group.pixel_size / pixel_size - 1) <= 1e-4
-    if is_alike and not odd.any() and not group.is_premultiplied and not group.is_distorted:
+    is_alike, factor = group.is_alike(common), mtf_ratio(group, common)
+    if is_alike and factor is None and not odd.any() and not group.is_premultiplied and not group.is_distorted:
         return None
-    phase = None
     if odd.any():
         angle = odd @ _odd_monomials(own, group.pixel_size, len(odd))
         phase = np.exp(-1j * angle.astype(np.complex64)).reshape(own, own // 2 + 1)
+        factor = phase if factor is None else phase * factor
     undistortion = Undistortion(group.matrix, own) if group.is_distorted else None
-    return Door(group, box, group.pixel_size if is_alike else pixel_size, phase, undistortion)
+    return Door(group, common.box, group.pixel_size if is_alike else common.pixel_size, factor, undistortion)
+
+
+def mtf_ratio(group: OpticsGroup, common: OpticsGroup) -> NDArray[np.float32] | None:
+    """MTF of the common group's detector over that of the own, at the pixels of a half transform of the group's images.
+
+    Each curve is taken at its own detector's pixel size. A map of all images then has one MTF, which is divided out
+    when it is sharpened. Noise is divided as well: its spectrum, which each group has for itself, knows it.
+
+    Returns
+    -------
+    float32, shape (box, box // 2 + 1); None where both are the same, or one of the curves is not there.
+    """
+    pixels = [one.detector_pixel_size or one.pixel_size for one in (group, common)]
+    if group.mtf == common.mtf and abs(pixels[0] / pixels[1] - 1) <= 1e-4:
+        return None
+    own, other = (curve_of(name) if name else None for name in (group.mtf, common.mtf))
+    if own is None or other is None:
+        return None
+    plane = np.stack(_half_plane(group.box)) / (group.box * group.pixel_size)
+    outside, inside = (np.hypot(*frequency) for frequency in (np.linalg.inv(group.matrix) @ plane, plane))
+    ratio = other.at(inside, pixels[1]) / np.maximum(own.at(outside, pixels[0]), LEAST_MTF)
+    return ratio.astype(np.float32).reshape(group.box, -1)
 
 
 @lru_cache(maxsize=4)

@@ -40,6 +40,8 @@ OLD_COLUMNS = (
     *BEAM_TILT,
 )
 
+DETECTOR_PIXEL = "rlnMicrographOriginalPixelSize"
+
 
 @dataclass(frozen=True)
 class OpticsGroup:
@@ -67,6 +69,8 @@ class OpticsGroup:
         RELION's matrix of anisotropic magnification M, row by row: frequency k of an image is M k of the particle.
     is_flipped, is_premultiplied
         Whether phases of the images were flipped, or images were multiplied by their CTF.
+    detector_pixel_size
+        A, of the micrographs before any binning, to which the MTF refers; 0 where the STAR file does not say.
     """
 
     name: str
@@ -83,6 +87,7 @@ class OpticsGroup:
     magnification: tuple[float, ...] = IDENTITY
     is_flipped: bool = False
     is_premultiplied: bool = False
+    detector_pixel_size: float = 0.0
 
     @property
     def is_distorted(self) -> bool:
@@ -218,11 +223,14 @@ def _optics_table(table: StarTable, particles: StarTable, notes: list[str]) -> M
     names = table.strings("rlnOpticsGroupName") if named else [f"opticsGroup{number}" for number in numbers]
     boxes = table.integers("rlnImageSize") if "rlnImageSize" in table else np.zeros(count, dtype=np.int64)
     mtfs = table.strings("rlnMtfFileName") if "rlnMtfFileName" in table else [""] * count
-    values = (field.tolist() for field in fields)
+    detector = np.zeros(count)
+    if DETECTOR_PIXEL in table:
+        detector = _checked(table, DETECTOR_PIXEL, lambda x: (x > 0) & (x < 1000), "0 < pixel size < 1000 A")
+    values = (field.tolist() for field in (*fields, detector))
     columns = zip(names, numbers.tolist(), boxes.tolist(), mtfs, read_terms(table), *values, strict=True)
     groups = tuple(
-        OpticsGroup(name, number, pixel, box, voltage, cs, contrast, mtf or None, **terms)
-        for name, number, box, mtf, terms, pixel, voltage, cs, contrast in columns
+        OpticsGroup(name, number, pixel, box, voltage, cs, contrast, mtf or None, **terms, detector_pixel_size=unbinned)
+        for name, number, box, mtf, terms, pixel, voltage, cs, contrast, unbinned in columns
     )
     return groups, _membership(numbers, particles)
 

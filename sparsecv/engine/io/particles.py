@@ -312,8 +312,8 @@ class ParticleTable:
 
         Notes
         -----
-        Images of all optics groups come with one pixel size and box, without anisotropic magnification and phases of
-        odd aberrations, and divided by CTFs that they were multiplied by (:mod:`.door`).
+        Images of all optics groups come with one pixel size, box and detector's MTF, without anisotropic magnification
+        and phases of odd aberrations, and divided by CTFs that they were multiplied by (:mod:`.door`).
         """
         index = np.asarray(which, dtype=np.int64).reshape(-1)
         images = np.zeros((len(index), self.box, self.box), dtype=np.float32)
@@ -325,7 +325,7 @@ class ParticleTable:
             raw[~good[members]] = 0
             numbers = np.unique(groups[members]).tolist()
             for number in numbers:
-                door = door_of(self.optics[number], self.box, self.pixel_size)
+                door = door_of(self.optics[number], self.optics[self.common])
                 own = groups[members] == number
                 rows, part = members[own], raw if len(numbers) == 1 else raw[own]
                 images[rows] = part if door is None else door(part, self._recorded_ctf(index[rows]))

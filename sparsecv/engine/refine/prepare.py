@@ -12,6 +12,7 @@ import numpy as np
 from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.checks import unique_images
 from sparsecv.engine.io.mrc import read_map
+from sparsecv.engine.io.mtf import curve_of
 from sparsecv.engine.io.particles import ParticleTable
 from sparsecv.engine.physics.fourier import low_pass, resample
 from sparsecv.engine.physics.masks import check_mask, sphere
@@ -30,7 +31,6 @@ from sparsecv.engine.refine.state import HalfState, ParticleState, RefinementSta
 from sparsecv.engine.refine.volumes import map_to_volume
 from sparsecv.engine.report.progress import Progress
 from sparsecv.engine.validate.claims import Common
-from sparsecv.engine.validate.mtf import MtfCurve
 
 DIAMETER_OF_BOX = 0.9
 START_SHIFT_SIGMA = 10.0  # A: width of the first prior on shifts of a global search
@@ -139,31 +139,22 @@ def memory_plan_of(
 
 
 def check_mtf(table: ParticleTable, warn: Warn) -> None:
-    """Read the detector's MTF once before the first iteration, so that the last one does not fail on it."""
-    detector_pixel_size(table)
-    names = {group.mtf for group in table.optics}
-    if len(names) > 1:
-        used = table.optics[table.common].name
-        warn(f"optics groups differ in rlnMtfFileName: that of {used} is used in post-processing")
-    mtf = table.optics[table.common].mtf
-    if mtf and Path(mtf).is_file():
-        MtfCurve.read(mtf)
-    elif mtf:
-        warn(f"{mtf} (rlnMtfFileName) is not there: post-processing goes without an MTF correction")
+    """Read the detectors' MTFs before the first iteration, and say which of them are not there."""
+    common = table.optics[table.common]
+    used = [table.optics[number] for number in np.unique(table.optics_index).tolist()]
+    if common.mtf and curve_of(common.mtf) is None:
+        warn(f"{common.mtf} (rlnMtfFileName) is not there: post-processing goes without an MTF correction")
+        return
+    unlike = [group for group in used if group.mtf != common.mtf]
+    lacking = [group.name for group in unlike if not (common.mtf and group.mtf and curve_of(group.mtf))]
+    if lacking:
+        warn(f"optics groups differ in rlnMtfFileName, and not all of the files are there: images of {lacking[0]} "
+             f"{'and other groups ' * (len(lacking) > 1)}are taken as if they had the MTF of {common.name}")
 
 
 def detector_pixel_size(table: ParticleTable) -> float:
     """Pixel size in A at which the MTF was measured: that of the micrographs before any binning."""
-    column = "rlnMicrographOriginalPixelSize"
-    if "optics" not in table.star or column not in table.star.table("optics"):
-        return table.pixel_size
-    optics = table.star.table("optics")
-    values = optics.floats(column)
-    wrong = ~((values > 0) & (values < 1000))
-    if wrong.any():
-        raise optics.error("out of range", column, int(np.argmax(wrong)), rule="0 < pixel size < 1000 A",
-                           remedy="correct the STAR file")
-    return float(values[table.common])
+    return table.optics[table.common].detector_pixel_size or table.pixel_size
 
 
 def _common(settings: RefineSettings, geometry: Geometry) -> Common | None:

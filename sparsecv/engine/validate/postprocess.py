@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from sparsecv.engine.errors import InputError
+from sparsecv.engine.io.mtf import MtfCurve
 from sparsecv.engine.physics.masks import check_mask, solvent_mask
 from sparsecv.engine.validate.claims import Common
 from sparsecv.engine.validate.fsc import (
@@ -25,7 +26,6 @@ from sparsecv.engine.validate.fsc import (
     mask_corrected_fsc,
     resolution,
 )
-from sparsecv.engine.validate.mtf import MtfCurve
 from sparsecv.engine.validate.sharpen import Guinier, Sharpening, sharpen
 
 DOUBTFUL_FSC = 0.9  # a curve that never falls below it is of halves that share their noise, or of coarse pixels

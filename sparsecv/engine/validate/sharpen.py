@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sparsecv.engine.io.mtf import MtfCurve
 from sparsecv.engine.physics.fourier import backward, forward, low_pass_weights, shell_indices
 from sparsecv.engine.validate.guinier import GuinierFit, fit_bfactor, log_amplitudes, squared_frequency
-from sparsecv.engine.validate.mtf import MtfCurve
 
 SMALLEST_FSC = 1e-4  # beyond the first shell below it nothing is left of the map, as in RELION
 FILTER_EDGE_SHELLS = 2.0

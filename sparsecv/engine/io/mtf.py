@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Detector MTF curves: read from STAR files, evaluated per coefficient of a map."""
+"""Detector MTF curves: read from STAR files, evaluated per coefficient of a map or an image."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from sparsecv.engine.io.star import StarFile
 FREQUENCY, VALUE = "rlnResolutionInversePixel", "rlnMtfValue"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MtfCurve:
     """Modulation transfer function: cycles per detector pixel, ascending, and values in (0, 1]; each shape (n,)."""
 
@@ -68,5 +69,18 @@ class MtfCurve:
         """
         k2 = np.fft.fftfreq(box) ** 2
         radius = np.sqrt(k2[:, None, None] + k2[:, None] + np.fft.rfftfreq(box) ** 2)  # cycles per map pixel
-        found = np.interp(radius * (detector_pixel_size / pixel_size), self.frequency, self.value)
+        found = self.at(radius / pixel_size, detector_pixel_size)
         return np.where(radius < 0.5, found, 1.0).astype(np.float32)
+
+    def at(self, frequency: np.ndarray, detector_pixel_size: float) -> np.ndarray:
+        """MTF at frequencies in 1/A, float64; beyond the curve that of its end."""
+        found: np.ndarray = np.interp(frequency * detector_pixel_size, self.frequency, self.value)
+        return found
+
+
+def curve_of(path: str) -> MtfCurve | None:
+    """The curve in a file, read once; None where the file is not there."""
+    return _read_once(path) if Path(path).is_file() else None
+
+
+_read_once = lru_cache(maxsize=64)(MtfCurve.read)
