@@ -171,9 +171,9 @@ def _split_group(matrices: np.ndarray) -> tuple[list[tuple[int, int, int]], np.n
 
 
 def _flip(values: Any, signs: tuple[int, int, int]) -> Any:
-    """A half volume turned by half a turn, signs (x, y, z) of its diagonal matrix; x < 0 by Friedel symmetry."""
+    """A copy turned by half a turn, signs (x, y, z) of its diagonal matrix; x < 0 by Friedel symmetry."""
     turned = values[:: signs[2] * signs[0], :: signs[1] * signs[0], :]
-    return turned if signs[0] > 0 else turned.conj()
+    return turned.conj() if signs[0] < 0 and values.dtype.kind == "c" else turned.copy()
 
 
 @dataclass
@@ -193,6 +193,11 @@ class Accumulator:
         Highest shell that was deposited.
     kernel
         ``"trilinear"`` or ``"gaussian"``.
+
+    Notes
+    -----
+    What takes the kernels wants the arrays in their memory (:meth:`on_device`), but for :meth:`mean_weight`; the sum of
+    two accumulators is made where both are.
     """
 
     data: Any
@@ -212,19 +217,31 @@ class Accumulator:
     def __add__(self, other: Accumulator) -> Accumulator:
         return replace(self, data=self.data + other.data, weight=self.weight + other.weight)
 
+    def parked(self, ops: Any) -> Accumulator:
+        """The same sums in the memory of the host, where they may wait; on the CPU they are there already."""
+        return replace(self, data=ops.to_host(self.data), weight=ops.to_host(self.weight))
+
+    def on_device(self, ops: Any) -> Accumulator:
+        """The same sums in the kernels' memory; nothing is copied where they are there already."""
+        return replace(self, data=ops.xp.asarray(self.data), weight=ops.xp.asarray(self.weight))
+
     def adding(self, ops: Any) -> AbstractContextManager[Callable[..., None]]:
         """A block that yields the function which adds batches; the sums are complete when the block ends."""
         found: AbstractContextManager[Callable[..., None]] = ops.backprojection(self.data, self.weight, self.kernel)
         return found
 
     def completed(self, ops: Any, matrices: np.ndarray) -> Accumulator:
-        """Both Friedel mates on the plane x = 0, and the sum over the point group, in single precision."""
+        """Both Friedel mates on the plane x = 0, and the sum over the point group, in single precision.
+
+        What the accumulator itself held is used up.
+        """
         ops.complete_hermitian(self.data, self.weight)
         data = self.data.astype(np.complex64, copy=False)
         weight = self.weight.astype(np.float32, copy=False)
         flips, others = _split_group(matrices)
         for signs in flips:
-            data, weight = data + _flip(data, signs), weight + _flip(weight, signs)
+            data += _flip(data, signs)
+            weight += _flip(weight, signs)
         if len(others) > 1:
             data, weight = ops.symmetrise(data, weight, ops.xp.asarray(others.astype(np.float32)))
         return replace(self, data=data, weight=weight)
@@ -240,7 +257,7 @@ class Accumulator:
 
     def mean_weight(self, ops: Any) -> np.ndarray:
         """Mean weight per shell, float64 (last_shell + 1,)."""
-        return shell_means(ops, self.weight, self.last_shell + 1)
+        return shell_means(ops, ops.xp.asarray(self.weight), self.last_shell + 1)
 
     def solve(self, ops: Any, prior: np.ndarray | None = None) -> Any:
         """Map V = B / (N + prior) [Scheres2012], with N floored at a thousandth of its shell's mean.
