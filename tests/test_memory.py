@@ -95,7 +95,7 @@ def test_sums_wait_on_the_host_where_all_would_not_fit() -> None:
     assert not roomy.parks_sums and "host" not in roomy.lines[0]
     tight = plan_memory(LARGE, 100, is_gpu=True, free=int(1.1 * needed), total=80 * GB, host=30 * GB)
     assert tight.parks_sums and not tight.warning and tight.resident == 100
-    assert "wait on the host (4.1 GB), as with them it were 5.6 GB" in tight.lines[0]
+    assert "wait on the host (4.1 GB): with them it would be 5.6 GB" in tight.lines[0]
     crowded = plan_memory(LARGE, 100, is_gpu=True, free=4 * GB, total=80 * GB, host=4 * GB)
     assert "may need 4.1 GB of memory on the host and 3.6 GB can be used" in crowded.warning
     assert not plan_memory(LARGE, 100, is_gpu=False, free=4 * GB, total=8 * GB).parks_sums

@@ -111,7 +111,7 @@ def plan_memory(
     if parks_sums:
         parked, whole = float(PARKED * _voxels(geometry)), volumes
         volumes = volume_bytes(geometry, is_gpu=True, parks_sums=True)
-        on_host = f"; sums that are not in use wait on the host ({_gb(parked)}), as with them it were {_gb(whole)}"
+        on_host = f"; sums that are not in use wait on the host ({_gb(parked)}): with them it would be {_gb(whole)}"
     left = max(usable - volumes, 0.0)
     if asked_batch is not None:
         batch = asked_batch
