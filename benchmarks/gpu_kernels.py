@@ -268,7 +268,7 @@ def volume_cases(device: Device, sizes: Sizes) -> Iterator[Case]:
 
 
 def transform_cases(ops: Any, inputs: Inputs, side: int) -> Iterator[Case]:
-    """Transforms of a padded map; the inverse along one axis of half of it, as `volume_to_map` takes them."""
+    """Transforms of a whole map, as priors take them, and along one axis of blocks of planes, as volumes do."""
     cube, half = side**3, side // 2 + 1
     density = inputs.real(side, side, side)
     transform = ops.rfftn(density)
@@ -276,11 +276,15 @@ def transform_cases(ops: Any, inputs: Inputs, side: int) -> Iterator[Case]:
     yield Case("rfftn", f"{side}^3", lambda: ops.rfftn(density), work.fft(cube, cube, *plain))
     # it may overwrite what it is given; what it leaves is as good a transform for the next call
     yield Case("irfftn", f"{side}^3", lambda: ops.irfftn(transform, side), work.fft(cube, cube, *plain[::-1]))
-    yield Case("ifft", "axis 0", lambda: ops.ifft(transform, 0), work.fft(2 * side**2 * half, side, *2 * plain[1:]))
-    lines = transform[: side // 2, : side // 2]
-    yield Case(
-        "irfft", "last axis", lambda: ops.irfft(lines, side), work.fft(side**3 / 4, side, 8.0 * lines.size, side**3)
-    )
+    # not contiguous, so that what may be overwritten is a copy, made of it on the way as in the engine
+    planes, lines = transform[:, : side // 8], density[: side // 4]
+    complex_ = work.fft(2 * planes.size, side, 8.0 * planes.size, 8.0 * planes.size)
+    yield Case("fft", "axis 0", lambda: ops.fft(planes, 0), complex_)
+    yield Case("ifft", "axis 0", lambda: ops.ifft(planes, 0), complex_)
+    real = 4.0 * lines.size, 8.0 * lines.size / side * half
+    yield Case("rfft", "last axis", lambda: ops.rfft(lines), work.fft(lines.size, side, *real))
+    halves = ops.rfft(lines)
+    yield Case("irfft", "last axis", lambda: ops.irfft(halves, side), work.fft(lines.size, side, *real[::-1]))
 
 
 def prior_cases(ops: Any, inputs: Inputs, side: int) -> Iterator[Case]:

@@ -65,6 +65,8 @@ class Ledger:
         self._known: dict[str, Callable[..., work.Work]] = {
             "rfftn": lambda x: work.fft(1, 2, 4.0 * x.size, 8.0 * len(x) ** 2 * (len(x) // 2 + 1)),
             "irfftn": lambda x, box: work.fft(1, 2, 8.0 * x.size, 4.0 * box**3),
+            "rfft": lambda x: work.fft(1, 2, 4.0 * x.size, 8.0 * x.size / x.shape[-1] * (x.shape[-1] // 2 + 1)),
+            "fft": lambda x, axis: work.fft(1, 2, 8.0 * x.size, 8.0 * x.size),
             "ifft": lambda x, axis: work.fft(1, 2, 8.0 * x.size, 8.0 * x.size),
             "irfft": lambda x, size: work.fft(1, 2, 8.0 * x.size, 4.0 * x.size / x.shape[-1] * size),
             "split_step": lambda b, *_: work.voxelwise(len(b), 7, 1, 0),

@@ -444,9 +444,11 @@ def memory_table() -> None:
             free = int(0.97 * sheet.memory)
             plan = plan_memory(geometry, particles, is_gpu=True, free=free, total=int(sheet.memory))
             here = f"all, {plan.kind}" if plan.resident == particles else f"{100 * plan.resident / particles:.0f} %"
-            places.append(("does not fit: " if plan.warning else "") + (here if plan.resident else "streamed"))
-        rows.append([particles, box, volume_bytes(geometry, is_gpu=True) / 1e9, 4e-9 * particles * box**2, *places])
-    header = ("particles", "box", "volumes GB", "images GB", *(f"on {one.name}" for one in SHEETS[1:]))
+            sums = "does not fit: " if plan.warning else "sums parked: " if plan.parks_sums else ""
+            places.append(sums + (here if plan.resident else "streamed"))
+        volumes = (volume_bytes(geometry, is_gpu=True, parks_sums=parks_sums) / 1e9 for parks_sums in (False, True))
+        rows.append([particles, box, *volumes, 4e-9 * particles * box**2, *places])
+    header = ("particles", "box", "volumes GB", "parked GB", "images GB", *(f"on {one.name}" for one in SHEETS[1:]))
     table("scaling_memory", header, rows)
 
 

@@ -182,7 +182,8 @@ def refinement_of(
     table = table_of(specimen, particles, stack)
     free, total = ops.free_memory()
     plan = plan_memory(geometry, particles, is_gpu=device.is_gpu, free=free, total=total)
-    own = Particles.of(ops, table, geometry, symmetry_matrices(symmetry), plan.batch_bytes / 1e6)
+    own = Particles.of(ops, table, geometry, symmetry_matrices(symmetry), plan.batch_bytes / 1e6,
+                       parks_sums=plan.parks_sums)
     if not is_streamed:
         own.images.reserve(plan.resident, plan.kind)
     rng = np.random.default_rng(7)

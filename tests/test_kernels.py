@@ -176,6 +176,25 @@ def test_transforms_of_images_and_volumes(backend: Backend, box: int) -> None:
     np.testing.assert_allclose(back, volume, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [8, 9])
+def test_transforms_along_one_axis(backend: Backend, size: int) -> None:
+    """Of a voxel in the middle of nowhere: waves along that axis; and back."""
+    k, place = np.arange(size), (1, 2, 3)
+    wave = np.exp(-2j * np.pi * np.outer(k, place) / size)
+    point = np.zeros((size, size, size), np.float32)
+    point[place] = 1
+    for axis in range(3):
+        line = tuple(slice(None) if a == axis else place[a] for a in range(3))
+        expected = np.zeros(point.shape, np.complex128)
+        expected[line] = wave[:, axis]
+        found = backend.call("fft", point.astype(np.complex64), axis)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+        np.testing.assert_allclose(backend.call("ifft", found.astype(np.complex64), axis), point, atol=1e-6)
+    half = backend.call("rfft", point)
+    np.testing.assert_allclose(half, expected[:, :, : size // 2 + 1], atol=1e-6)
+    np.testing.assert_allclose(backend.call("irfft", half.astype(np.complex64), size), point, atol=1e-6)
+
+
 def test_trilinear_backprojection_is_the_adjoint_of_slicing(backend: Backend) -> None:
     p, rng = make_problem(shifts=1), np.random.default_rng(5)
     count = len(p["rotations"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from cuda_host.fake_cupy import Allocations
 from scipy.integrate import quad
 from tiny import PADDING, blobs, exact_slices, random_rotations
 
@@ -12,9 +13,11 @@ from sparsecv.engine.physics import gridding
 from sparsecv.engine.physics.disc import make_disc
 from sparsecv.engine.physics.masks import sphere
 from sparsecv.engine.physics.symmetry import symmetry_matrices
+from sparsecv.engine.refine import volumes
 from sparsecv.engine.refine.volumes import Accumulator, map_to_volume, radial, shell_means, volume_to_map
+from sparsecv.engine.threads import use_threads
 from sparsecv.engine.validate.fsc import fsc
-from sparsecv.kernels import cpu
+from sparsecv.kernels import cpu, cuda
 
 BOX = 32
 DISC = make_disc(BOX)
@@ -66,6 +69,65 @@ def test_a_volume_gives_its_map_back(box: int) -> None:
     twice = gridding.gridding_profile(box, PADDING, "trilinear")
     expected = density / (twice[:, None, None] * twice[:, None] * twice) ** 2
     np.testing.assert_allclose(back, expected, atol=2e-3 * expected.max())
+
+
+@pytest.mark.parametrize(("box", "last"), [(12, 11), (13, 12), (12, 5), (13, 3)])
+def test_transforms_are_those_of_the_padded_cube(box: int, last: int) -> None:
+    """In double precision, and whole: the definition."""
+    rng, big, c = np.random.default_rng(box), PADDING * box, volumes.half_width(last)
+    density = rng.standard_normal((box,) * 3).astype(np.float32)
+    profile = gridding.gridding_profile(box, PADDING, "trilinear")
+    attenuation = profile[:, None, None] * profile[:, None] * profile
+    place = slice(box - box // 2, 2 * box - box // 2)  # the map's centre, box // 2, is the padded map's
+    padded = np.zeros((big,) * 3)
+    padded[place, place, place] = density / attenuation
+    reach = min(c, box - 1)
+    inner = slice(box - reach, box + reach + 1)  # without the Nyquist frequency, which has no sign
+    whole = np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(padded)))[inner, inner, box : box + reach + 1] / box
+    expected = np.zeros((2 * c + 1, 2 * c + 1, c + 1), complex)
+    expected[c - reach : c + reach + 1, c - reach : c + reach + 1, : reach + 1] = whole
+    volume = map_to_volume(cpu, density, last)
+    assert volume.dtype == np.complex64 and volume.shape == expected.shape
+    np.testing.assert_allclose(volume, expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+    full = np.zeros((big,) * 3, complex)
+    full[inner, inner, box : box + reach + 1] = whole
+    full[inner, inner, box - reach : box] = np.conj(whole[::-1, ::-1, :0:-1])
+    back = np.fft.fftshift(np.fft.ifftn(np.fft.ifftshift(full)).real)[place, place, place] * box / attenuation
+    found = volume_to_map(cpu, volume, box, "trilinear")
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, back, rtol=0, atol=1e-6 * np.abs(back).max())
+
+
+def test_transforms_do_not_depend_on_blocks_or_threads(
+    monkeypatch: pytest.MonkeyPatch, threads_as_before: None
+) -> None:
+    found = []
+    for block, threads in ((1, 1), (50_000, 1), (50_000, 2), (volumes.BLOCK, 2)):
+        monkeypatch.setattr(volumes, "BLOCK", block)
+        use_threads(threads)
+        volume = map_to_volume(cpu, blobs(BOX), DISC.last)
+        found.append((volume, volume_to_map(cpu, volume, BOX, "gaussian")))
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_no_padded_cube_is_ever_made(monkeypatch: pytest.MonkeyPatch, imitation: None) -> None:
+    """There and back: beside map and volume their planes, half of a volume, and a few blocks."""
+    block, xp = 16_000, cuda.xp
+    monkeypatch.setattr(volumes, "BLOCK", block)
+    density = xp.asarray(blobs(BOX))
+    for transform in (
+        lambda: map_to_volume(cuda, density, DISC.last),
+        lambda: volume_to_map(cuda, xp.zeros(map_to_volume(cpu, blobs(BOX), DISC.last).shape, xp.complex64), BOX,
+                              "trilinear"),
+    ):  # fmt: skip
+        Allocations.reset()
+        before = Allocations.alive
+        made = transform().nbytes
+        volume = max(made, 8 * (2 * BOX + 3) ** 2 * (BOX + 2))
+        assert volume < Allocations.peak - before < 1.5 * volume + 6 * block
+        assert Allocations.alive == before  # of what the transform made nothing is left
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -21,7 +21,7 @@ from sparsecv.engine.refine.joining import (
     frame_shift,
     joined_map,
     low_resolution,
-    with_shared_low_resolution,
+    share_low_resolution,
 )
 from sparsecv.engine.refine.loop import Iteration
 from sparsecv.engine.refine.prepare import prepare
@@ -99,7 +99,9 @@ def test_shared_low_resolution_is_the_mean_of_both() -> None:
     first = even_evidence(np.ones(LAST + 1)).quarters[0]
     second = even_evidence(np.ones(LAST + 1), blobs(BOX, seed=2)).quarters[0]
     low = low_resolution(cpu, first, 4), low_resolution(cpu, second, 4)
-    one, two = (with_shared_low_resolution(cpu, own, low, 4) for own in (first, second))
+    one, two = (replace(own, data=own.data.copy(), weight=own.weight.copy()) for own in (first, second))
+    for own in (one, two):
+        share_low_resolution(cpu, own, low, 4)
     low = radial(cpu, np.arange(LAST + 1) <= 4, first.weight.shape) > 0
     for shared, own in ((one, first), (two, second)):
         np.testing.assert_allclose(shared.data[low], (first.data[low] + second.data[low]) / 2)

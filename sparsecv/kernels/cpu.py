@@ -15,7 +15,7 @@ from typing import Any
 
 import numba
 import numpy as np
-from scipy import fft
+import scipy.fft
 
 from sparsecv.kernels import host_memory
 from sparsecv.kernels.contract import (
@@ -91,27 +91,37 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def rfft2(images: Any) -> Any:
     """Transforms of a stack of images (n, box, box) -> (n, box, box // 2 + 1)."""
-    return fft.rfft2(images, axes=(1, 2), workers=numba.get_num_threads())
+    return scipy.fft.rfft2(images, axes=(1, 2), workers=numba.get_num_threads())
 
 
 def rfftn(volume: Any) -> Any:
     """Transform of a volume."""
-    return fft.rfftn(volume, workers=numba.get_num_threads())
+    return scipy.fft.rfftn(volume, workers=numba.get_num_threads())
 
 
 def irfftn(transform: Any, box: int) -> Any:
     """Volume (box, box, box) of a half transform."""
-    return fft.irfftn(transform, s=(box, box, box), workers=numba.get_num_threads(), overwrite_x=True)
+    return scipy.fft.irfftn(transform, s=(box, box, box), workers=numba.get_num_threads(), overwrite_x=True)
+
+
+def rfft(values: Any) -> Any:
+    """Half transforms of real values along the last axis."""
+    return scipy.fft.rfft(values, workers=numba.get_num_threads())
+
+
+def fft(values: Any, axis: int) -> Any:
+    """Transform along one axis."""
+    return scipy.fft.fft(values, axis=axis, workers=numba.get_num_threads(), overwrite_x=True)
 
 
 def ifft(values: Any, axis: int) -> Any:
     """Inverse transform along one axis."""
-    return fft.ifft(values, axis=axis, workers=numba.get_num_threads())
+    return scipy.fft.ifft(values, axis=axis, workers=numba.get_num_threads(), overwrite_x=True)
 
 
 def irfft(values: Any, size: int) -> Any:
     """Real values of half transforms along the last axis."""
-    return fft.irfft(values, n=size, workers=numba.get_num_threads())
+    return scipy.fft.irfft(values, n=size, workers=numba.get_num_threads())
 
 
 def product(rows: Any, columns: Any, precision: str = "fp32") -> Any:

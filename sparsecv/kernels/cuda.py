@@ -60,8 +60,9 @@ def __getattr__(attribute: str) -> Any:
 
 
 def to_host(array: Any) -> np.ndarray:
-    """The array in host memory."""
-    return array.get()
+    """The array in host memory; one that is there already stays where it is."""
+    host: np.ndarray = import_cupy().asnumpy(array)
+    return host
 
 
 # ------------------------------------------------------------------------------------------------------ memory
@@ -114,10 +115,22 @@ def irfftn(transform: Any, box: int) -> Any:
     return _fft().irfftn(transform, s=(box, box, box), overwrite_x=True)
 
 
-def ifft(values: Any, axis: int) -> Any:
-    """Inverse transform along one axis, complex64: see :func:`.reference.ifft`."""
+def rfft(values: Any) -> Any:
+    """Half transforms of real values along the last axis, complex64: see :func:`.reference.rfft`."""
+    (values,) = contiguous(np.float32, values)
+    return _fft().rfft(values)
+
+
+def fft(values: Any, axis: int) -> Any:
+    """Transform along one axis, complex64; may overwrite the values: see :func:`.reference.fft`."""
     (values,) = contiguous(np.complex64, values)
-    return _fft().ifft(values, axis=axis)
+    return _fft().fft(values, axis=axis, overwrite_x=True)
+
+
+def ifft(values: Any, axis: int) -> Any:
+    """Inverse transform along one axis, complex64; may overwrite the values: see :func:`.reference.ifft`."""
+    (values,) = contiguous(np.complex64, values)
+    return _fft().ifft(values, axis=axis, overwrite_x=True)
 
 
 def irfft(values: Any, size: int) -> Any:

@@ -121,8 +121,18 @@ def irfftn(transform: Array, box: int) -> Array:
     return np.fft.irfftn(np.asarray(transform, np.complex128), s=(box, box, box), axes=(0, 1, 2))
 
 
+def rfft(values: Array) -> Array:
+    """Half transforms of real values along the last axis, X(k) = sum_r x(r) exp(-2 pi i k r / n), complex128."""
+    return np.fft.rfft(np.asarray(values, np.float64))
+
+
+def fft(values: Array, axis: int) -> Array:
+    """Transform along one axis of any array, complex128. The other back ends may overwrite the values."""
+    return np.fft.fft(np.asarray(values, np.complex128), axis=axis)
+
+
 def ifft(values: Array, axis: int) -> Array:
-    """Inverse transform along one axis of any array, complex128."""
+    """Inverse of `fft`, which may overwrite the values as well."""
     return np.fft.ifft(np.asarray(values, np.complex128), axis=axis)
 
 

@@ -7,10 +7,11 @@ The names and parameters offered are those in cupy_api.json, listed from the rea
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -24,17 +25,36 @@ class OutOfMemoryError(MemoryError):
 
 
 class Allocations:
-    """Counts arrays; the one numbered fail_at (and, with fail_always, all after it) raises OutOfMemoryError."""
+    """Counts arrays, and the bytes of those that are alive; the one numbered fail_at (and, with fail_always, all after
+    it) raises OutOfMemoryError."""
 
     count = 0
+    alive = peak = 0  # bytes, now and at the most
     fail_at: int | None = None
     fail_always = False
     largest: int | None = None  # bytes; a larger array raises
+    _held: ClassVar[dict[int, weakref.ref[np.ndarray]]] = {}
 
     @classmethod
     def reset(cls) -> None:
         """Forget the count and stop failing."""
         cls.count, cls.fail_at, cls.fail_always, cls.largest = 0, None, False, None
+        cls.peak = cls.alive
+
+    @classmethod
+    def hold(cls, memory: np.ndarray) -> None:
+        """Memory of the device, until it is given up; whatever shares it is counted with it, once."""
+        key = id(memory)
+        if key in cls._held:
+            return
+
+        def give_up(_: object, nbytes: int = memory.nbytes) -> None:
+            del cls._held[key]
+            cls.alive -= nbytes
+
+        cls._held[key] = weakref.ref(memory, give_up)
+        cls.alive += memory.nbytes
+        cls.peak = max(cls.peak, cls.alive)
 
     @classmethod
     def add(cls, nbytes: int) -> None:
@@ -176,6 +196,7 @@ class ndarray:
             raise ValueError(f"Unsupported dtype {host.dtype}")
         if host.base is None:
             Allocations.add(host.nbytes)
+            Allocations.hold(host)
         self = cls.__new__(cls)
         self._host = host if type(host) is np.ndarray else host.view(np.ndarray)
         return self

@@ -172,6 +172,8 @@ def run_all(ops: Any, p: dict[str, Any]) -> dict[str, Any]:
     names = ("weights", "tops", "masses", "significant")
     results |= dict(zip(names, ops.normalise_runs(p["score"], p["run_offsets"], 7.0), strict=True))
     results["product"] = ops.product(p["ctf2"], p["ctf2"][::-1])
-    results["ifft"] = ops.ifft(p["data"], 1)
+    results["rfft"] = ops.rfft(p["ctf2"])
+    results["fft"] = ops.fft(p["data"].copy(), 0)
+    results["ifft"] = ops.ifft(p["data"].copy(), 1)
     results["irfft"] = ops.irfft(p["data"], 2 * p["data"].shape[2] - 2)
     return results

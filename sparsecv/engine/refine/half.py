@@ -73,6 +73,8 @@ class Particles:
         Images of the largest batch that memory has been enough for, as far as is known.
     precision
         ``"auto"`` or ``"fp32"``, see `choose_precision`.
+    parks_sums
+        Whether sums that are not in use wait on the host: see `MemoryPlan`.
     tell
         Takes what is to be said about how a pass is made; each text once.
     """
@@ -90,8 +92,13 @@ class Particles:
     kernel: str = "trilinear"
     largest_batch: int = LARGEST_BATCH
     precision: str = "auto"
+    parks_sums: bool = False
     tell: Callable[[str], None] = lambda text: None
     told: set[str] = field(default_factory=set)
+
+    def kept(self, ops: Any, quarter: Accumulator) -> Accumulator:
+        """A quarter where those that are not in use are kept."""
+        return quarter.parked(ops) if self.parks_sums else quarter
 
     def tell_once(self, text: str) -> None:
         """Tell something, unless it is empty or has been told."""
@@ -259,7 +266,7 @@ class HalfResult:
         Angular step of the last level of the search.
     quarters
         Accumulators: as backprojection leaves them, and completed when the ranks have added theirs up, which then stand
-        at the half's owner alone.
+        at the half's owner alone. On the device, or on the host where they are parked.
     residuals
         Sums for noise, scales and norms.
     """
@@ -316,7 +323,8 @@ def expectation_maximisation(
 
             in_batches(ops, particles, members[rows], size, work)
             done += len(rows)
-        sums.append(accumulator)
+        sums.append(particles.kept(ops, accumulator))
+        del accumulator, add, work  # where it is parked, nothing may hold what was on the device
     return HalfResult(members, search.finest_deg, (sums[0], sums[1]), residuals)
 
 

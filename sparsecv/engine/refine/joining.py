@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -50,8 +49,8 @@ def low_resolution(ops: Any, own: Accumulator, last_shared: int) -> Low:
     return ops.to_host(own.data[cube].copy()), ops.to_host(own.weight[cube].copy())
 
 
-def with_shared_low_resolution(ops: Any, own: Accumulator, low: tuple[Low, Low], last_shared: int) -> Accumulator:
-    """A half's accumulator with the mean of both halves' up to a shell: it keeps them in one frame.
+def share_low_resolution(ops: Any, own: Accumulator, low: tuple[Low, Low], last_shared: int) -> None:
+    """Put the mean of both halves' sums up to a shell into one half's: it keeps them in one frame.
 
     Parameters
     ----------
@@ -60,11 +59,10 @@ def with_shared_low_resolution(ops: Any, own: Accumulator, low: tuple[Low, Low],
     """
     cube = _cube(own, last_shared)
     is_low = radial(ops, np.arange(last_shared + 1) >= 0, own.weight[cube].shape) > 0
-    shared = replace(own, data=own.data.copy(), weight=own.weight.copy())
-    for part, array in enumerate((shared.data, shared.weight)):
-        mean = ops.xp.asarray((low[0][part] + low[1][part]) / 2)
-        array[cube] = ops.xp.where(is_low, mean, array[cube])
-    return shared
+    xp = ops.xp
+    for part, array in enumerate((own.data, own.weight)):
+        shared = xp.where(is_low, xp.asarray((low[0][part] + low[1][part]) / 2), xp.asarray(array[cube]))
+        array[cube] = ops.to_host(shared) if isinstance(array, np.ndarray) else shared
 
 
 def _cube(own: Accumulator, last_shared: int) -> tuple[slice, slice, slice]:

@@ -14,7 +14,7 @@ from sparsecv.engine.physics.masks import fade_corners
 from sparsecv.engine.ranks import ALONE, Comm, Shares
 from sparsecv.engine.refine.expectation import GridBank
 from sparsecv.engine.refine.half import HalfResult, Particles, Residuals, Search, expectation_maximisation
-from sparsecv.engine.refine.joining import frame_shift, joined_map, low_resolution, with_shared_low_resolution
+from sparsecv.engine.refine.joining import Low, frame_shift, joined_map, low_resolution, share_low_resolution
 from sparsecv.engine.refine.noise import grey_scale, update_noise, update_norm, update_scale
 from sparsecv.engine.refine.regularisers import Evidence, Regularised, Regulariser, Wiener
 from sparsecv.engine.refine.regularisers.nonuniform import BAND_LIMIT, disagreement
@@ -181,7 +181,7 @@ class Refinement:
                 ops, self.particles, state.particles, half, members, plan, bank))  # fmt: skip
             self.grey_scales[number] = factor
             half.reference = half.reference * np.float32(factor)
-            volume = volume * np.float32(factor)
+            volume *= np.float32(factor)
             bank.scale(factor)
         return Search(plan, volume, bank, draws, accumulated, MOST_SLICES[state.stage], slices)
 
@@ -202,12 +202,19 @@ class Refinement:
             self.ops, self.particles, self.state.particles, half, own, self.quarters[own], search,
             lambda done: self.on_batch(before + done, total),
         )  # fmt: skip
+        del search  # its volume, before more is made
         if shares.sharers(number) == [rank]:  # before the other half's sums are made: these shrink by it
             self._complete(result)
         return result
 
     def _complete(self, result: HalfResult) -> None:
-        result.quarters = tuple(one.completed(self.ops, self.particles.matrices) for one in result.quarters)
+        self._change(result, lambda quarter: quarter.completed(self.ops, self.particles.matrices))
+
+    def _change(self, result: HalfResult, change: Callable[[Accumulator], Accumulator]) -> None:
+        """Change the quarters of a half on the device, one after the other: what each was makes room for the next."""
+        left, result.quarters = list(result.quarters), ()
+        while left:
+            result.quarters += (self.particles.kept(self.ops, change(left.pop(0).on_device(self.ops))),)
 
     def _add_up(self, results: list[HalfResult], members: tuple[np.ndarray, np.ndarray], shares: Shares) -> None:
         """Bring together what the ranks have made: sums of a half at its owner, all else at the root."""
@@ -237,7 +244,7 @@ class Refinement:
         """Move the map's origin to where the particles' shifts are smallest; both halves move alike."""
         shift = self.comm.at_root(lambda: self._centre_poses(results))
         for number, result in enumerate(results):
-            result.quarters = tuple(quarter.moved(self.ops, -shift) for quarter in result.quarters)
+            self._change(result, lambda quarter: quarter.moved(self.ops, -shift))
             if self.comm.owns(number):
                 half = self.state.halves[number]
                 half.reference = self.ops.to_host(move_map(self.ops, self.ops.xp.asarray(half.reference), -shift))
@@ -268,7 +275,7 @@ class Refinement:
 
     def _half_map(self, result: HalfResult) -> tuple[np.ndarray, np.ndarray]:
         """The unregularised map of a half, and the mean weight per shell of its two quarters."""
-        density = self.ops.to_host(fade_corners(result.total.solve(self.ops), self.ops.xp))
+        density = self.ops.to_host(fade_corners(result.total.on_device(self.ops).solve(self.ops), self.ops.xp))
         first, second = (quarter.mean_weight(self.ops) for quarter in result.quarters)
         return density, first + second
 
@@ -276,7 +283,7 @@ class Refinement:
         """The maps of all particles: Wiener-filtered, and, to look at, by the regulariser of the references."""
         if self.regulariser.shows_halves:
             shown = self.comm.of_halves(lambda number: self._regularised(
-                self.regulariser, results[number].quarters, number, iteration.fsc))  # fmt: skip
+                self.regulariser, results[number], number, iteration.fsc))  # fmt: skip
         references = self.comm.of_halves(lambda number: self.state.halves[number].reference)
         self._bring_to_root(results[1])
         if not self.comm.is_root:
@@ -284,9 +291,11 @@ class Refinement:
         iteration.regularised = shown if self.regulariser.shows_halves else ()
         for half, reference in zip(self.state.halves, references, strict=True):
             half.reference = reference
-        first, second = (result.total for result in results)
+        first, second = (self._taken_apart(result, iteration) for result in results)
         tau_factor = getattr(self.regulariser, "tau_factor", 1.0)  # of the Wiener prior alone
-        iteration.joined = joined_map(self.ops, first + second, iteration.fsc, self.support, tau_factor)
+        whole = (first + second).on_device(self.ops)
+        iteration.joined = joined_map(self.ops, whole, iteration.fsc, self.support, tau_factor)
+        del whole
         prior = self._prior(iteration.fsc)
         if prior.name != Wiener.name:
             memories = [half.memory for half in self.state.halves]
@@ -294,20 +303,23 @@ class Refinement:
             reference = self.ops.xp.asarray((references[0] + references[1]) / 2)
             evidence = self._evidence((first, second), reference, iteration.fsc, memory, number=1)
             iteration.joined_regularised = self.ops.to_host(prior.regularise(self.ops, evidence).reference)
+
+    def _taken_apart(self, result: HalfResult, iteration: Iteration) -> Accumulator:
+        """The sum of a half's quarters, which leave the device: to be kept on the host, if at all."""
+        total, (one, two) = result.total, result.quarters
         if self.keeps_accumulators:
-            (one, two), (three, four) = (result.quarters for result in results)
-            iteration.quarters = (one, two), (three, four)
+            iteration.quarters += ((one.parked(self.ops), two.parked(self.ops)),)
+        result.quarters = ()
+        return total
 
     def _bring_to_root(self, result: HalfResult) -> None:
         """The sums of half set 2 to the root, where the halves are joined."""
         arrays = [array for quarter in result.quarters for array in (quarter.data, quarter.weight)]
         found = self.comm.at_root_from_owner(1, arrays)
         if self.comm.is_root and not self.comm.owns(1):
-            geometry, xp = self.particles.geometry, self.ops.xp
-            data, weight, more_data, more_weight = (xp.asarray(array) for array in found)
-            last = geometry.nyquist_shell
-            result.quarters = tuple(Accumulator(*pair, geometry.box, last, self.particles.kernel)
-                                    for pair in ((data, weight), (more_data, more_weight)))  # fmt: skip
+            box, last = self.particles.geometry.box, self.particles.geometry.nyquist_shell
+            quarters = (Accumulator(found[k], found[k + 1], box, last, self.particles.kernel) for k in (0, 2))
+            result.quarters = tuple(one if self.particles.parks_sums else one.on_device(self.ops) for one in quarters)
 
     def _next_references(
         self, results: list[HalfResult], iteration: Iteration, accumulated: int
@@ -338,17 +350,21 @@ class Refinement:
         self, results: list[HalfResult], curve: np.ndarray, prior: Regulariser
     ) -> tuple[Regularised, Regularised]:
         """The next references, each from its own half but for the low resolution that both share."""
-        geometry = self.particles.geometry
-        quarters = [result.quarters for result in results]
+        geometry, last = self.particles.geometry, 0
+        low: list[tuple[Low, Low]] = []
         if self.join_below > 0:
             current = resolution(curve, 0.5, geometry.box, geometry.pixel_size).angstrom
             last = geometry.shell_of(max(self.join_below, current))
-            low = self.comm.of_halves(lambda number: [low_resolution(self.ops, one, last) for one in quarters[number]])
-            both = self.comm.at_root(lambda: list(zip(*low, strict=True)))
-            quarters = [tuple(with_shared_low_resolution(self.ops, own, pair, last)
-                              for own, pair in zip(pairs, both, strict=True)) if pairs else ()
-                        for pairs in quarters]  # fmt: skip
-        found = self.comm.of_halves(lambda number: self._regularised(prior, quarters[number], number, curve))
+            parts = self.comm.of_halves(
+                lambda number: [low_resolution(self.ops, one, last) for one in results[number].quarters])
+            low = self.comm.at_root(lambda: list(zip(*parts, strict=True)))
+
+        def regularised(number: int) -> Regularised:
+            for quarter, pair in zip(results[number].quarters, low, strict=bool(low)):
+                share_low_resolution(self.ops, quarter, pair, last)
+            return self._regularised(prior, results[number], number, curve)
+
+        found = self.comm.of_halves(regularised)
         if self.comm.is_root:
             found = found[0], replace(found[1], reference=self.ops.xp.asarray(found[1].reference))
             for half, one in zip(self.state.halves, found, strict=True):
@@ -357,11 +373,11 @@ class Refinement:
         return found
 
     def _regularised(
-        self, prior: Regulariser, quarters: tuple[Accumulator, ...], number: int, curve: np.ndarray
+        self, prior: Regulariser, result: HalfResult, number: int, curve: np.ndarray
     ) -> Regularised:
         """What a prior makes of the sums of a half; on the host where it goes to another rank."""
         half = self.state.halves[number]
-        previous, (first, second) = self.ops.xp.asarray(half.reference), quarters
+        previous, (first, second) = self.ops.xp.asarray(half.reference), result.quarters
         evidence = self._evidence((first, second), previous, curve, half.memory, self.state.iteration + 1)
         found = prior.regularise(self.ops, evidence)
         return found if self.comm.is_root else replace(found, reference=self.ops.to_host(found.reference))

@@ -31,6 +31,7 @@ from sparsecv.engine.refine.state import HalfState, ParticleState, RefinementSta
 from sparsecv.engine.refine.volumes import map_to_volume
 from sparsecv.engine.report.progress import Progress
 from sparsecv.engine.validate.claims import Common
+from sparsecv.kernels.host_memory import free_memory
 
 DIAMETER_OF_BOX = 0.9
 START_SHIFT_SIGMA = 10.0  # A: width of the first prior on shifts of a global search
@@ -81,7 +82,7 @@ def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progre
     plan = memory_plan_of(settings, kernels, geometry, -(-len(table) // comm.size), comm)
     particles = Particles.of(kernels, table, geometry, matrices, plan.batch_bytes / 1e6,
                              intact_first_peak=settings.intact_first_peak, kernel=settings.scatter_kernel,
-                             precision=settings.precision, tell=progress.line)
+                             precision=settings.precision, parks_sums=plan.parks_sums, tell=progress.line)
     progress.line(
         f"{len(table)} particles ({np.count_nonzero(table.halves == 1)} + {np.count_nonzero(table.halves == 2)} in the "
         f"half sets {'given' if given else f'drawn with seed {settings.seed}'}), box {table.box} px of "
@@ -130,12 +131,13 @@ def memory_plan_of(
     """
     free, total = kernels.free_memory()
     free //= -(-comm.local_size // kernels.devices())
+    host = free_memory()[0] // comm.local_size
     asked = None if settings.memory is None else settings.memory * 1e9
     asked_batch = None if settings.batch_memory is None else settings.batch_memory * 1e6
     if asked is not None:
         kernels.limit_memory(int(asked))
-    return plan_memory(geometry, images, is_gpu=kernels.name == "cuda", free=free, total=total, asked=asked,
-                       asked_batch=asked_batch)
+    return plan_memory(geometry, images, is_gpu=kernels.name == "cuda", free=free, total=total, host=host,
+                       asked=asked, asked_batch=asked_batch)
 
 
 def check_mtf(table: ParticleTable, warn: Warn) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from sparsecv.engine.physics.gridding import correct_gridding
 
 PADDING = 2  # oversampling of Fourier volumes, RELION's --pad 2
+BLOCK = 32_000_000  # bytes that are transformed at once: sizes from 1 to 64 MB are as fast on a CPU
 WEIGHT_FLOOR = 1e-3  # of the shell's mean: RELION's floor where a direction was hardly seen
 
 
@@ -28,6 +29,9 @@ def half_width(last_shell: int) -> int:
 
 def map_to_volume(ops: Any, density: Any, last_shell: int) -> Any:
     """Fourier volume of a map, ready for trilinear slicing.
+
+    Axis by axis, each padded when its turn comes and cropped at once to the shells that are kept, in blocks: the padded
+    cube, 32 bytes a voxel of the map, never exists, and its zeros are not transformed.
 
     Parameters
     ----------
@@ -44,48 +48,73 @@ def map_to_volume(ops: Any, density: Any, last_shell: int) -> Any:
     """
     xp, box = ops.xp, density.shape[0]
     big, c = PADDING * box, half_width(last_shell)
-    padded = xp.zeros((big, big, big), dtype=xp.float32)
-    corrected = correct_gridding(density, PADDING, "trilinear", xp)
-    for inner, outer in _octants(box, big):
-        padded[outer] = corrected[inner]
-    transform = ops.rfftn(padded)
-    del padded, corrected  # gigabytes, at the largest boxes
-    volume = xp.zeros((2 * c + 1, 2 * c + 1, c + 1), dtype=xp.complex64)
     reach = min(c, box - 1)
-    for inner, outer in _quadrants(c, reach, big):
-        volume[inner] = transform[outer]
-    volume *= xp.float32(1 / box)
+    side = 2 * reach + 1
+    corrected = correct_gridding(density, PADDING, "trilinear", xp)
+    corrected *= xp.float32(1 / box)
+    planes = xp.empty((box, side, reach + 1), dtype=xp.complex64)
+    for z in _blocks(box, big * (reach + 1)):
+        lines = ops.rfft(_padded(xp, corrected[z], big, 2))[:, :, : reach + 1]
+        planes[z] = _centred(xp, ops.fft(_padded(xp, lines, big, 1), 1), side, 1)
+    del corrected, lines  # gigabytes, at the largest boxes
+    volume = xp.zeros((2 * c + 1, 2 * c + 1, c + 1), dtype=xp.complex64)
+    inner = _inner(volume, reach)
+    for y in _blocks(side, big * (reach + 1)):
+        inner[:, y] = _centred(xp, ops.fft(_padded(xp, planes[:, y], big, 0), 0), side, 0)
     return volume
 
 
 def volume_to_map(ops: Any, volume: Any, box: int, kernel: str) -> Any:
-    """Map of a Fourier volume, cropped to the box and corrected for the kernel that the volume was made with."""
-    xp = ops.xp
-    big, c = PADDING * box, volume.shape[2] - 1
-    transform = xp.zeros((big, big, big // 2 + 1), dtype=xp.complex64)
-    for inner, outer in _quadrants(c, min(c, box - 1), big):
-        transform[outer] = volume[inner]
-    del volume  # gigabytes, at the largest boxes
-    transform *= xp.float32(box)
-    density = _central_part(ops, transform, box)
-    del transform
+    """Map of a Fourier volume, cropped to the box and corrected for the kernel that the volume was made with.
+
+    The way of `map_to_volume` backwards: what lies outside of the box is dropped axis by axis.
+    """
+    xp, big = ops.xp, PADDING * box
+    reach = min(volume.shape[2] - 1, box - 1)
+    side = 2 * reach + 1
+    inner = _inner(volume, reach)
+    planes = xp.empty((box, side, reach + 1), dtype=xp.complex64)
+    for y in _blocks(side, big * (reach + 1)):
+        planes[:, y] = _centred(xp, ops.ifft(_padded(xp, inner[:, y], big, 0), 0), box, 0)
+    del volume, inner  # gigabytes, at the largest boxes
+    density = xp.empty((box, box, box), dtype=xp.float32)
+    for z in _blocks(box, big * (reach + 1)):
+        rows = _centred(xp, ops.ifft(_padded(xp, planes[z], big, 1), 1), box, 1)
+        density[z] = _centred(xp, ops.irfft(rows, big), box, 2)
+    del planes, rows
+    density *= xp.float32(box)
     return correct_gridding(density, PADDING, kernel, xp)
 
 
-def _central_part(ops: Any, transform: Any, box: int) -> Any:
-    """The central box of the inverse of a half transform whose voxel 0 is the centre, (box, box, box).
+def _blocks(count: int, values: int) -> list[slice]:
+    """``count`` planes of so many complex values in blocks of `BLOCK` bytes, or of a single plane."""
+    step = max(1, BLOCK // (8 * values))
+    return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
-    Axis by axis, so that what lies outside of the box is dropped as soon as it can be: two fifths of the time of a
-    whole inverse transform are saved.
-    """
-    xp, big = ops.xp, transform.shape[0]
-    half = box // 2
-    planes = ops.ifft(transform, 0)
-    planes = xp.concatenate([planes[big - half :], planes[: box - half]], axis=0)
-    rows = ops.ifft(planes, 1)
-    rows = xp.concatenate([rows[:, big - half :], rows[:, : box - half]], axis=1)
-    lines = ops.irfft(rows, big)
-    return xp.concatenate([lines[:, :, big - half :], lines[:, :, : box - half]], axis=2)
+
+def _inner(volume: Any, reach: int) -> Any:
+    """The part of a centred half volume up to ``reach`` along each axis."""
+    c = volume.shape[2] - 1
+    return volume[c - reach : c + reach + 1, c - reach : c + reach + 1, : reach + 1]
+
+
+def _padded(xp: Any, values: Any, size: int, axis: int) -> Any:
+    """Values padded to ``size`` along an axis; what was at the centre, index n // 2, is now at index 0."""
+    n = values.shape[axis]
+    shape = list(values.shape)
+    shape[axis] = size
+    padded = xp.zeros(shape, dtype=values.dtype)
+    inner, outer = values.swapaxes(0, axis), padded.swapaxes(0, axis)
+    outer[: n - n // 2] = inner[n // 2 :]
+    outer[size - n // 2 :] = inner[: n // 2]
+    return padded
+
+
+def _centred(xp: Any, values: Any, count: int, axis: int) -> Any:
+    """The ``count`` values about index 0, which comes to index count // 2: takes `_padded` back."""
+    size, outer = values.shape[axis], values.swapaxes(0, axis)
+    inner = xp.concatenate([outer[size - count // 2 :], outer[: count - count // 2]], axis=0)
+    return inner.swapaxes(0, axis)
 
 
 def move_map(ops: Any, density: Any, shift_px: np.ndarray) -> Any:
@@ -97,21 +126,6 @@ def move_map(ops: Any, density: Any, shift_px: np.ndarray) -> Any:
     transform = ops.rfftn(density)
     transform *= phases[2][:, None, None] * phases[1][None, :, None] * phases[0][None, None, :]
     return ops.irfftn(transform, box)
-
-
-def _octants(box: int, big: int) -> list[tuple[tuple[slice, ...], tuple[slice, ...]]]:
-    """Index pairs (map, padded map) of the eight octants: the map's centre, box // 2, is voxel 0 of the padded one."""
-    half = box // 2
-    axis = (slice(half, box), slice(0, box - half)), (slice(0, half), slice(big - half, big))
-    return [((z[0], y[0], x[0]), (z[1], y[1], x[1])) for z in axis for y in axis for x in axis]
-
-
-def _quadrants(c: int, reach: int, big: int) -> list[tuple[tuple[slice, ...], tuple[slice, ...]]]:
-    """Index pairs (centred half volume, corner-ordered half transform) of the four quadrants in (z, y)."""
-    positive = slice(c, c + reach + 1), slice(0, reach + 1)
-    negative = slice(c - reach, c), slice(big - reach, big)
-    x = slice(0, reach + 1)
-    return [((z[0], y[0], x), (z[1], y[1], x)) for z in (positive, negative) for y in (positive, negative)]
 
 
 def shell_means(ops: Any, volume: Any, n_shells: int) -> np.ndarray:
@@ -157,9 +171,9 @@ def _split_group(matrices: np.ndarray) -> tuple[list[tuple[int, int, int]], np.n
 
 
 def _flip(values: Any, signs: tuple[int, int, int]) -> Any:
-    """A half volume turned by half a turn, signs (x, y, z) of its diagonal matrix; x < 0 by Friedel symmetry."""
+    """A copy turned by half a turn, signs (x, y, z) of its diagonal matrix; x < 0 by Friedel symmetry."""
     turned = values[:: signs[2] * signs[0], :: signs[1] * signs[0], :]
-    return turned if signs[0] > 0 else turned.conj()
+    return turned.conj() if signs[0] < 0 and values.dtype.kind == "c" else turned.copy()
 
 
 @dataclass
@@ -179,6 +193,11 @@ class Accumulator:
         Highest shell that was deposited.
     kernel
         ``"trilinear"`` or ``"gaussian"``.
+
+    Notes
+    -----
+    What takes the kernels wants the arrays in their memory (:meth:`on_device`), but for :meth:`mean_weight`; the sum of
+    two accumulators is made where both are.
     """
 
     data: Any
@@ -198,19 +217,31 @@ class Accumulator:
     def __add__(self, other: Accumulator) -> Accumulator:
         return replace(self, data=self.data + other.data, weight=self.weight + other.weight)
 
+    def parked(self, ops: Any) -> Accumulator:
+        """The same sums in the memory of the host, where they may wait; on the CPU they are there already."""
+        return replace(self, data=ops.to_host(self.data), weight=ops.to_host(self.weight))
+
+    def on_device(self, ops: Any) -> Accumulator:
+        """The same sums in the kernels' memory; nothing is copied where they are there already."""
+        return replace(self, data=ops.xp.asarray(self.data), weight=ops.xp.asarray(self.weight))
+
     def adding(self, ops: Any) -> AbstractContextManager[Callable[..., None]]:
         """A block that yields the function which adds batches; the sums are complete when the block ends."""
         found: AbstractContextManager[Callable[..., None]] = ops.backprojection(self.data, self.weight, self.kernel)
         return found
 
     def completed(self, ops: Any, matrices: np.ndarray) -> Accumulator:
-        """Both Friedel mates on the plane x = 0, and the sum over the point group, in single precision."""
+        """Both Friedel mates on the plane x = 0, and the sum over the point group, in single precision.
+
+        What the accumulator itself held is used up.
+        """
         ops.complete_hermitian(self.data, self.weight)
         data = self.data.astype(np.complex64, copy=False)
         weight = self.weight.astype(np.float32, copy=False)
         flips, others = _split_group(matrices)
         for signs in flips:
-            data, weight = data + _flip(data, signs), weight + _flip(weight, signs)
+            data += _flip(data, signs)
+            weight += _flip(weight, signs)
         if len(others) > 1:
             data, weight = ops.symmetrise(data, weight, ops.xp.asarray(others.astype(np.float32)))
         return replace(self, data=data, weight=weight)
@@ -226,7 +257,7 @@ class Accumulator:
 
     def mean_weight(self, ops: Any) -> np.ndarray:
         """Mean weight per shell, float64 (last_shell + 1,)."""
-        return shell_means(ops, self.weight, self.last_shell + 1)
+        return shell_means(ops, ops.xp.asarray(self.weight), self.last_shell + 1)
 
     def solve(self, ops: Any, prior: np.ndarray | None = None) -> Any:
         """Map V = B / (N + prior) [Scheres2012], with N floored at a thousandth of its shell's mean.

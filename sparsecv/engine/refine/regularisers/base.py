@@ -23,7 +23,7 @@ class Evidence:
     Attributes
     ----------
     quarters
-        Accumulators of the half's odd and even particles.
+        Accumulators of the half's odd and even particles, wherever they are kept: `Accumulator.on_device` brings one.
     previous
         (box, box, box) float32 reference of the iteration before, on the device, in the frame of the quarters.
     fsc
@@ -52,6 +52,10 @@ class Evidence:
     iteration: int = 1
     band: int = 0
     memory: dict[str, float] = field(default_factory=dict)
+
+    def total(self, ops: Any) -> Accumulator:
+        """Sums of both quarters, on the device."""
+        return (self.quarters[0] + self.quarters[1]).on_device(ops)
 
 
 @dataclass

@@ -37,7 +37,7 @@ class Wiener:
 
     def regularise(self, ops: Any, evidence: Evidence) -> Regularised:
         """Wiener-filtered map of the half, inside the support."""
-        total = evidence.quarters[0] + evidence.quarters[1]
+        total = evidence.total(ops)
         prior = prior_precision(ops, total, evidence.fsc, self.tau_factor)
         density = total.solve(ops, prior)
         return Regularised(density * evidence.support)

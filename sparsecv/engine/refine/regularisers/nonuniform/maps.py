@@ -79,7 +79,7 @@ class RawMaps:
         quarters = evidence.quarters
         last = quarters[0].last_shell
         side = evidence.box if full else smallest_side(evidence.box, last)
-        half = (quarters[0].weight + quarters[1].weight) * np.float32(0.5)
+        half = ops.xp.asarray(quarters[0].weight + quarters[1].weight) * np.float32(0.5)
         means = replace(quarters[0], weight=half).mean_weight(ops)
         ball = on_grid(ops.xp, evidence.sphere > 0.5, side)
         first, second = (_solved(ops, quarter, half, means, side) * ball for quarter in quarters)
@@ -99,7 +99,7 @@ def smallest_side(box: int, last_shell: int) -> int:
 
 def _solved(ops: Any, quarter: Accumulator, weight: Any, means: np.ndarray, side: int) -> Any:
     """B / N of a quarter on a grid of another side but the same extent; densities stay what they are."""
-    volume = quotient(ops, quarter.data, weight, LEAST_WEIGHT * means, np.zeros_like(means))
+    volume = quotient(ops, ops.xp.asarray(quarter.data), weight, LEAST_WEIGHT * means, np.zeros_like(means))
     density = volume_to_map(ops, volume, side, quarter.kernel)
     density *= np.float32((side / quarter.box) ** 2)  # a transform is divided by its own side
     return density

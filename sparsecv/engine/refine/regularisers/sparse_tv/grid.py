@@ -23,7 +23,7 @@ def folded_weight(ops: Any, total: Accumulator) -> Any:
     taper that ends at the box's side, after which wrapping round changes nothing.
     """
     xp, box, last = ops.xp, total.box, total.last_shell
-    weight = total.weight
+    weight = xp.asarray(total.weight)
     c = weight.shape[2] - 1
     mirrored = xp.concatenate([weight[::-1, ::-1, 1:2], weight], axis=2)  # N(-k) = N(k)
     for axis in range(3):
@@ -61,4 +61,4 @@ def mean_per_shell(ops: Any, values: Any) -> np.ndarray:
 
 def backprojection(ops: Any, total: Accumulator) -> Any:
     """b = A^H D y on the map's grid, float32 (box, box, box), so scaled that b = N x where there is no noise."""
-    return volume_to_map(ops, total.data, total.box, total.kernel)
+    return volume_to_map(ops, ops.xp.asarray(total.data), total.box, total.kernel)

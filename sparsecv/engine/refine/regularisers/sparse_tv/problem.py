@@ -97,7 +97,9 @@ def dot(ops: Any, first: Any, second: Any) -> float:
 def hermitian_sum(ops: Any, weights: Any, transform: Any) -> float:
     """sum_k weights |transform|^2 / n^3 over the whole spectrum of a real volume, from its half transform."""
     n = transform.shape[0]
-    power = weights * (transform.real**2 + transform.imag**2)
+    power = transform.real**2
+    power += transform.imag**2
+    power *= weights
     planes = ops.to_host(power.sum(axis=(0, 1), dtype=np.float64))
     counts = np.full(n // 2 + 1, 2.0)
     counts[0] = 1

@@ -84,11 +84,11 @@ def solve(
     w1, w2 = start.copy(), gradient(xp, start)
     found = Solution(start, 0, [], [])
     for iteration in range(1, most + 1):
-        v = ops.split_step(data.linear, w1, w2, *fixed, 2.0, penalty.positive)
-        transform = ops.rfftn(v)
+        transform = ops.rfftn(ops.split_step(data.linear, w1, w2, *fixed, 2.0, penalty.positive))
         transform *= inverse
         x = ops.irfftn(transform, data.size)
         ops.relax_step(x, w1, w2, *fixed, RELAXATION, penalty.positive)
+        del transform, x  # a check needs room of its own
         if iteration % check_every == 0 or iteration == most:
             found.iterations = iteration
             found.x = ops.sparse_prox(w1, penalty.sparse, steps.sparse, penalty.positive)
