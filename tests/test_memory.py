@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import itertools
 from collections.abc import Sequence
@@ -120,6 +121,8 @@ class Run:
         settings = RefineSettings(particles=folder / "particles.star", reference=folder / "reference.mrc",
                                   output=folder, initial_lowpass=0, join_below=20 * PIXEL_SIZE, local=True,
                                   batch_memory=1, regulariser=regulariser, symmetry=symmetry, keep_accumulators=True)
+        gc.collect()  # what earlier tests have left must not go while this one counts
+        before = Allocations.alive
         refinement = prepare(settings, cuda, lambda text: None, Progress(io.StringIO()))
         refinement.particles.images.reserve(0, "float32")
         refinement.particles.parks_sums, refinement.comm = parks_sums, comm
@@ -129,7 +132,7 @@ class Run:
             refinement.state.band, refinement.state.stage = self.geometry.nyquist_shell - 4, "local"
             iteration = refinement.iterate(is_last=is_last)
             self.made += [half.reference for half in refinement.state.halves] + [*iteration.half_maps, iteration.fsc]
-        self.peak = Allocations.peak
+        self.peak = Allocations.peak - before
         kept = [array for pair in iteration.quarters for one in pair for array in (one.data, one.weight)]
         assert len(kept) == 8
         self.made += [iteration.joined, refinement.state.particles.rotations, *kept]
