@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import least_squares
+from scipy.stats import chi2
 
 from sparsecv.engine.physics.aberrations import monomials
 from sparsecv.engine.physics.disc import Disc
@@ -28,6 +29,7 @@ AMPLITUDES, LEAST_AMPLITUDE = 3, 0.1  # times that amplitudes of shells and phas
 LINEAR = ((1, 0, 0, 0, 0, 0), (0, 1, 0, 0, 0, 0))
 COMA = ((0, 0, 1, 0, 1, 0), (0, 0, 0, 1, 0, 1))  # x |k|^2 and y |k|^2
 TREFOIL = ((0, 0, 1, 0, -3, 0), (0, 0, 0, 3, 0, -1))  # Re and Im (x + iy)^3
+FALSE_ALARMS = 0.001  # of groups without an aberration, how many may be given one where poses are known
 
 
 Residual = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -84,9 +86,9 @@ class PhaseFit:
     polynomial, covariance
         Coefficients of monomials (M,), and their covariance by the noise (M, M).
     gain
-        Of the log-likelihood over no phase at all.
+        Of the log-likelihood over the best phase without what was asked for.
     free
-        Number of coefficients that were free.
+        Number of coefficients that were asked for.
     """
 
     polynomial: np.ndarray
@@ -94,13 +96,26 @@ class PhaseFit:
     gain: float
     free: int
 
+    @property
+    def is_significant(self) -> bool:
+        """Whether noise alone gains so much in `FALSE_ALARMS` of all fits or less."""
+        return is_beyond_noise(self.gain, self.free)
+
+
+def is_beyond_noise(gain: float, free: int) -> bool:
+    """Whether a gain in log-likelihood by some free numbers is more than noise's: twice of that is a chi-square."""
+    return bool(2 * gain > chi2.ppf(1 - FALSE_ALARMS, free))
+
 
 def fit_odd(sums: PhaseSums, group: int, disc: Disc, length: float, *, coma: bool, trefoil: bool) -> PhaseFit:
     """Odd phase of a group's images beyond what was taken out of them: linear, and what is asked for.
 
-    The linear part, a shift of all images, is always free: coma has one, and the poses were found with it in place.
+    The linear part, a shift of all images, is always free: coma has one, and the poses were found with it in place. It
+    is no aberration, and no gain by it counts: the lattice on which a refinement has searched for shifts lies alike
+    about all particles, and moves them all alike by some hundredths of a pixel.
     """
-    basis = np.array([*LINEAR, *(COMA if coma else ()), *(TREFOIL if trefoil else ())], dtype=np.float64)
+    asked = (*(COMA if coma else ()), *(TREFOIL if trefoil else ()))
+    basis = np.array([*LINEAR, *asked], dtype=np.float64)
     data, weight = sums.odd[group], np.maximum(sums.odd_weight[group], 1e-12)
     root = np.sqrt(weight)
 
@@ -109,7 +124,9 @@ def fit_odd(sums: PhaseSums, group: int, disc: Disc, length: float, *, coma: boo
         value, slope = root * turned - data / root, 1j * root * turned
         return np.stack([value.real, value.imag]), np.stack([slope.real, slope.imag])
 
-    return _fit(residual, monomials(disc.kx / length, disc.ky / length, ODD_TERMS, odd=True), basis, disc)
+    powers = monomials(disc.kx / length, disc.ky / length, ODD_TERMS, odd=True)
+    whole, shift = (_fit(residual, powers, used, disc) for used in (basis, basis[: len(LINEAR)]))
+    return replace(whole, gain=whole.gain - shift.gain, free=len(asked))
 
 
 def fit_even(sums: PhaseSums, group: int, disc: Disc, length: float) -> PhaseFit:

@@ -18,6 +18,9 @@ multiplies in real space by the mean of the mask along the view, which is what a
 space, m is its mean, and W the filter of the references. kappa, one number, is measured: it is how much better images
 correlate with their own half's map than with the other one, over what the formula says. It is 0 where the maps were not
 made of these particles, and below 1 where poses were uncertain or there is symmetry.
+
+How much of P there is in images is measured, too, shell by shell of each half, and P multiplied by it: the FSC of maps
+whose poses were fitted to noise promises too much, and shells of noise would speak as loudly as those of signal.
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ KAPPA_IMAGES = 2000  # about so many tell kappa
 LEAST_KAPPA, LARGEST_KAPPA = 0.02, 1.2  # below the one nothing is taken out; few particles tell kappa badly
 ANOTHER_GREY = 1.5  # scales beyond this factor are those of maps, not of images
 MASK_SHELLS = 16  # of the mask along the view: masks are soft
+LARGEST_AMPLITUDE = 1.5  # of a shell of the references
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,8 @@ class Observer:
         (n,) factors by which images are divided.
     scale
         (n,) s of each particle: that of its group among the particles of its half.
+    amplitude
+        (2, shells) factors of the references of either half.
     noise, noise_row
         (2 x optics groups, shells) sigma^2 of each half and optics group, and which one each particle has, (n,).
     given
@@ -158,6 +164,7 @@ class Observer:
     disc: Disc
     norm: np.ndarray
     scale: np.ndarray
+    amplitude: np.ndarray
     noise: np.ndarray
     noise_row: np.ndarray
     given: ParticleTable
@@ -166,12 +173,13 @@ class Observer:
 
     @classmethod
     def of(cls, ops: Any, table: ParticleTable, references: References, norm: np.ndarray) -> Observer:
-        """An observer with scales and noise of 1, to be measured by `measured`."""
+        """An observer with scales, amplitudes and noise of 1, to be measured by `measured`."""
         disc = make_disc(table.box, references.last_shell)
         row = (table.halves - 1).astype(np.int64) * len(table.optics) + table.optics_index
         noise = np.ones((2 * len(table.optics), disc.last + 1))
         share = np.full((2, disc.last + 1), np.inf)
-        return cls(ops, table, references, disc, norm, np.ones(len(table)), noise, row, table, share)
+        ones = np.ones(len(table)), np.ones((2, disc.last + 1))
+        return cls(ops, table, references, disc, norm, *ones, noise, row, table, share)
 
     @property
     def frequency(self) -> tuple[np.ndarray, np.ndarray]:
@@ -207,9 +215,14 @@ class Observer:
             is_as_given = self.given.optics == self.table.optics
             own = self.own_part(rows, images if is_as_given else self._images(self.given, rows)[0], slices)
             slices -= own
-        slices *= (self.scale[rows] * good).astype(np.float32)[:, None]
+        slices *= self.factors(rows) * good[:, None]
         inverse = (1 / self.noise).astype(np.float32)[self.noise_row[rows]].take(self.disc.shell, axis=1)
         return Observed(rows, images, slices, inverse, phase, envelope, own)
+
+    def factors(self, rows: np.ndarray) -> np.ndarray:
+        """Scale times amplitude of some rows at the disc's pixels, (I, J) float32."""
+        amplitude = self.amplitude[self.table.halves[rows] - 1].astype(np.float32).take(self.disc.shell, axis=1)
+        return amplitude * self.scale[rows].astype(np.float32)[:, None]
 
     def _images(self, table: ParticleTable, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Centred transforms (I, J) complex64 of images as a table says that they are, and which are good (I,)."""
@@ -290,10 +303,11 @@ class Observer:
 
 
 def measured(observer: Observer, files: tuple[Path, ...]) -> Observer:
-    """The observer with scales of the groups and noise spectra measured, each half by itself.
+    """The observer with scales of the groups, amplitudes and noise spectra measured, each half by itself.
 
     s = sum Re(conj(C P) X) / sigma^2 / sum |C P|^2 / sigma^2 of a group of one half, within 5 x of the median of that
-    half, and sigma^2 = mean |X - s C P|^2 / 2 per half, optics group and shell.
+    half; the amplitude of a shell likewise of all images of a half; and sigma^2 = mean |X - s C P|^2 / 2 per half,
+    optics group and shell.
 
     Parameters
     ----------
@@ -306,7 +320,8 @@ def measured(observer: Observer, files: tuple[Path, ...]) -> Observer:
         Where a half map does not correlate with its own images.
     """
     table, disc = observer.table, observer.disc
-    plain = replace(observer, scale=np.ones(len(table)), noise=np.ones_like(observer.noise))
+    plain = replace(observer, scale=np.ones(len(table)), amplitude=np.ones_like(observer.amplitude),
+                    noise=np.ones_like(observer.noise))  # fmt: skip
     keys = observer.noise_row * len(table.group_names) + table.group_index
     unique, place = np.unique(keys, return_inverse=True)
     sums = np.zeros((4, len(unique), disc.last + 1))
@@ -320,12 +335,12 @@ def measured(observer: Observer, files: tuple[Path, ...]) -> Observer:
         for total, part in zip(sums, parts, strict=True):
             np.add.at(total, place[rows], observer.ops.sum_disc_shells(part, disc.offsets))
         np.add.at(counts, place[rows], 1)
-    scale, noise = _levels(observer, sums[:3], counts, unique, place, files)
+    scale, amplitude, noise = _levels(observer, sums[:3], counts, unique, place, files)
     if observer.power is None:
         total = np.zeros_like(observer.share)
         np.add.at(total, unique // len(table.group_names) // len(table.optics), sums[3])
         observer = replace(observer, power=total)
-    return replace(observer, scale=scale, noise=noise)
+    return replace(observer, scale=scale, amplitude=amplitude, noise=noise)
 
 
 def without_own(observer: Observer) -> tuple[Observer, float]:
@@ -359,8 +374,8 @@ def without_own(observer: Observer) -> tuple[Observer, float]:
 
 
 def _levels(observer: Observer, sums: np.ndarray, counts: np.ndarray, unique: np.ndarray, place: np.ndarray,
-            files: tuple[Path, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Scales (n,) and noise of summed |X|^2, Re(conj(C P) X) and |C P|^2 of each group of one half and optics group."""
+            files: tuple[Path, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scales (n,), amplitudes and noise of |X|^2, Re(conj(C P) X), |C P|^2 of groups of one half and optics group."""
     table, disc = observer.table, observer.disc
     power, cross, signal = sums
     row, group = unique // len(table.group_names), unique % len(table.group_names)
@@ -386,10 +401,16 @@ def _levels(observer: Observer, sums: np.ndarray, counts: np.ndarray, unique: np
                              rule="positive", remedy="give the half maps of these particles and poses")  # fmt: skip
         scale[own] = np.clip(scale[own], middle / SCALE_LIMIT, middle * SCALE_LIMIT)
     scales = scale[of]
-    residual = power - 2 * scales[:, None] * cross + scales[:, None] ** 2 * signal
+    cross, signal = scales[:, None] * cross, scales[:, None] ** 2 * signal
+    fitted = np.stack([[(part / noise[row])[half == number].sum(axis=0) for part in (cross, signal)]
+                       for number in (0, 1)], axis=1)  # fmt: skip
+    amplitude = np.clip(fitted[0] / np.maximum(fitted[1], 1e-30), 0, LARGEST_AMPLITUDE)
+    amplitude[:, 0] = 1  # the disc has no pixel there
+    factors = amplitude[half]
+    residual = power - 2 * factors * cross + factors**2 * signal
     total[:] = 0
     np.add.at(total, row, residual)
     noise = np.where(number[:, None] > 0, total / (2 * pixels * np.maximum(number, 1)[:, None]), 1)
     noise = np.maximum(noise, LEAST_NOISE)
     noise[:, 0] = noise[:, 1]
-    return scales[place], noise
+    return scales[place], amplitude, noise

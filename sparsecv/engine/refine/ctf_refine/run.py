@@ -169,7 +169,8 @@ class _State:
         self.observer = measured(self.observer, self.settings.files[1:3])
 
     def _magnification(self) -> float:
-        fit = fit_magnification(self.observer, self.enough)
+        begun = np.array([found.magnification_gain > 0 for found in self.groups])
+        fit = fit_magnification(self.observer, self.enough, begun)
         before, self.observer = _terms(self.observer.table), fit.observer
         self.first += _terms(self.observer.table) - before  # new coordinates are no change
         for found, gain, error in zip(self.groups, fit.gain, fit.error, strict=True):
@@ -187,12 +188,12 @@ class _State:
             if s.beam_tilt or s.trefoil:
                 fit = fit_odd(sums, number, disc, length, coma=s.beam_tilt, trefoil=s.trefoil)
                 found.tilt_error = _tilt_error(optics[number], fit) if s.beam_tilt else None
-                if fit.gain > fit.free:
+                if fit.is_significant or (found.odd_gain > 0 and fit.gain > 0):
                     optics[number] = _with_odd(optics[number], fit, is_tilt=s.beam_tilt)
                     found.odd_gain, total = found.odd_gain + fit.gain, total + fit.gain
             if s.even_aberrations:
                 fit = fit_even(sums, number, disc, length)
-                if fit.gain > fit.free:
+                if fit.is_significant or (found.even_gain > 0 and fit.gain > 0):
                     even = even_coefficients(_sum(optics[number].even_polynomial(), fit.polynomial))
                     optics[number] = replace(optics[number], even=tuple(even.tolist()))
                     found.even_gain, total = found.even_gain + fit.gain, total + fit.gain
