@@ -118,7 +118,7 @@ def test_rings_are_the_likelihood_of_the_pixels(observer: Observer) -> None:
     sine, cosine = np.sin(seen.phase.astype(np.float64)), np.cos(seen.phase.astype(np.float64))
     a, b = product.real, power
     parts = (a * sine, a * cosine, b * np.cos(2 * seen.phase), b * np.sin(2 * seen.phase))
-    terms = [rings.sums(part) for part in parts]
+    terms = [rings.sums(ops("cpu"), part) for part in parts]
     profile = Profile(np.stack(terms), np.pi * LAMBDA * rings.square, 1e-8, np.zeros(len(rows)))
     changes = np.linspace(-900, 900, 7)
     found = profile.on_grid(changes) + 0.5e-8 * changes**2

@@ -20,7 +20,7 @@ from scipy.stats import chi2
 
 from sparsecv.engine.physics.aberrations import monomials
 from sparsecv.engine.physics.disc import Disc
-from sparsecv.engine.refine.ctf_refine.observations import Observer
+from sparsecv.engine.refine.ctf_refine.observations import Observed, Observer
 
 ODD_TERMS, EVEN_TERMS = 6, 9  # monomials of degrees 1 and 3; of degrees 0, 2 and 4
 PRIOR = 10.0  # radians at the highest frequency: width of a Gaussian on what each term adds there
@@ -53,27 +53,33 @@ class PhaseSums:
     even_weight: np.ndarray
 
 
+    @classmethod
+    def empty(cls, groups: int, pixels: int) -> PhaseSums:
+        """Sums over nothing yet."""
+        return cls(np.zeros((groups, pixels), dtype=complex), np.zeros((groups, pixels)), np.zeros((groups, 2, pixels)),
+                   np.zeros((groups, 3, pixels)))  # fmt: skip
+
+    def add(self, observer: Observer, seen: Observed) -> None:
+        """Add some images, in any order."""
+        ops, xp, index = observer.ops, observer.ops.xp, observer.table.optics_index[seen.rows]
+        product, power = seen.products()
+        sine, cosine = xp.sin(seen.phase), xp.cos(seen.phase)
+        for group in np.unique(index).tolist():
+            own = xp.asarray(np.flatnonzero(index == group))
+            s, c, p, b = (values[own] for values in (sine, cosine, product, power))
+            self.odd[group] += ops.to_host((p * s).sum(axis=0, dtype=xp.complex128))
+            for place, value in enumerate((s, c)):
+                self.even[group, place] += ops.to_host((p.real * value).sum(axis=0, dtype=xp.float64))
+            for place, value in enumerate((s * s, s * c, c * c)):
+                self.even_weight[group, place] += ops.to_host((b * value).sum(axis=0, dtype=xp.float64))
+            self.odd_weight[group] = self.even_weight[group, 0]
+
+
 def phase_sums(observer: Observer) -> PhaseSums:
     """Sums over all images of the table."""
-    groups, j = len(observer.table.optics), len(observer.disc)
-    sums = PhaseSums(np.zeros((groups, j), dtype=complex), np.zeros((groups, j)), np.zeros((groups, 2, j)),
-                     np.zeros((groups, 3, j)))  # fmt: skip
-    order = np.argsort(observer.table.optics_index, kind="stable")
-    for rows in observer.batches(order):
-        seen = observer.observe(rows)
-        product, power = seen.products()
-        sine, cosine = np.sin(seen.phase), np.cos(seen.phase)
-        index = observer.table.optics_index[rows]
-        for group in np.unique(index).tolist():
-            own = np.flatnonzero(index == group)
-            part = slice(own[0], own[-1] + 1)  # they are in order
-            s, c, p, b = sine[part], cosine[part], product[part], power[part]
-            sums.odd[group] += (p * s).sum(axis=0, dtype=np.complex128)
-            for place, value in enumerate((s, c)):
-                sums.even[group, place] += (p.real * value).sum(axis=0, dtype=np.float64)
-            for place, value in enumerate((s * s, s * c, c * c)):
-                sums.even_weight[group, place] += (b * value).sum(axis=0, dtype=np.float64)
-    sums.odd_weight[:] = sums.even_weight[:, 0]
+    sums = PhaseSums.empty(len(observer.table.optics), len(observer.disc))
+    for rows in observer.batches(np.argsort(observer.table.optics_index, kind="stable")):
+        sums.add(observer, observer.observe(rows))
     return sums
 
 
