@@ -409,6 +409,7 @@ def _keep(found, name, values):
 
 
 # ------------------------------------------------------------------------------------------------ STAR file to Scipion
+DEFOCUS = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
 POSE = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst")
 
 
@@ -423,8 +424,11 @@ def poses_of(rows, pixel_size):
     return to_scipion(values[:, 0], values[:, 1], values[:, 2], values[:, 3], values[:, 4], pixel_size)
 
 
-def update_particle(particle, row, matrix):
-    """Give a particle its refined pose, half set and quality; ``_appendItem`` is False for one that was set aside."""
+def update_particle(particle, row, matrix, with_ctf=False):
+    """Give a particle its refined pose, half set and quality, and its defocus where that was refined, too.
+
+    ``_appendItem`` is False for one that was set aside.
+    """
     from pwem.objects import Transform
 
     particle._appendItem = row is not None
@@ -432,6 +436,8 @@ def update_particle(particle, row, matrix):
         return
     particle.setTransform(Transform(matrix))
     particle._rlnRandomSubset = Integer(int(row["rlnRandomSubset"]))
+    if with_ctf:
+        particle.getCTF().setStandardDefocus(*(float(row[name]) for name in DEFOCUS))
     for name in ("rlnNormCorrection", "rlnMaxValueProbDistribution", "rlnLogLikeliContribution"):
         if name in row:
             setattr(particle, "_" + name, Float(float(row[name])))

@@ -94,6 +94,13 @@ class RefineProtocol(EngineProtocol, ProtRefine3D):
                       expertLevel=params.LEVEL_ADVANCED, label="Halves are averaged below (A)",
                       help="At lower resolution than this the half maps are averaged in each iteration, which keeps "
                            "them in one frame. 0: never.")  # fmt: skip
+        form.addParam("refineDefocus", params.BooleanParam, default=False, expertLevel=params.LEVEL_ADVANCED,
+                      label="Refine the defocus of each particle?",
+                      help="In the last iterations, against the map of its own half set. Give a mask: the FSC in it "
+                           "says how far images are compared. Where nothing is wrong, nothing is changed.")  # fmt: skip
+        form.addParam("refineAstigmatism", params.BooleanParam, default=False, expertLevel=params.LEVEL_ADVANCED,
+                      label="Refine the astigmatism of each micrograph?",
+                      help="Likewise, and the defocus that its particles share.")  # fmt: skip
         form.addParam("randomSeed", params.IntParam, default=1, expertLevel=params.LEVEL_ADVANCED, label="Random seed",
                       help="The same seed gives the same result.")  # fmt: skip
         form.addParam("keepAccumulators", params.BooleanParam, default=False, expertLevel=params.LEVEL_ADVANCED,
@@ -133,6 +140,8 @@ class RefineProtocol(EngineProtocol, ProtRefine3D):
             ("iterations", self.iterations.get()),
             ("offset_range", engine_value(self.offsetRange.get())),
             ("join_below", self.joinBelow.get()),
+            ("refine_defocus", self.refineDefocus.get()),
+            ("refine_astigmatism", self.refineAstigmatism.get()),
             ("keep_accumulators", self.keepAccumulators.get()),
             ("most_rejected", self.mostRejected.get()),
             ("seed", self.randomSeed.get()),
@@ -160,7 +169,8 @@ class RefineProtocol(EngineProtocol, ProtRefine3D):
         aligned = self._createSetOfParticles()
         aligned.copyInfo(particles)
         aligned.setAlignmentProj()
-        aligned.copyItems(particles, updateItemCallback=self._Updater(self._getExtraPath(DATA), pixel_size),
+        aligned.copyItems(particles, updateItemCallback=self._Updater(
+            self._getExtraPath(DATA), pixel_size, self.refineDefocus.get() or self.refineAstigmatism.get()),
                           doClone=False)  # fmt: skip
         outputs = {"outputVolume": volume, "outputParticles": aligned,
                    "outputFSC": self._fscSet(self._getExtraPath(POSTPROCESS))}  # fmt: skip
@@ -179,7 +189,8 @@ class RefineProtocol(EngineProtocol, ProtRefine3D):
     class _Updater:
         """Gives each particle its result, found by Scipion's id."""
 
-        def __init__(self, path, pixel_size):
+        def __init__(self, path, pixel_size, with_ctf):
+            self._with_ctf = with_ctf
             self._rows = convert.read_results(path)
             names = list(self._rows)
             matrices = convert.poses_of([self._rows[name] for name in names], pixel_size) if names else ()
@@ -187,7 +198,7 @@ class RefineProtocol(EngineProtocol, ProtRefine3D):
 
         def __call__(self, particle, row):
             number = particle.getObjId()
-            convert.update_particle(particle, self._rows.get(number), self._matrices.get(number))
+            convert.update_particle(particle, self._rows.get(number), self._matrices.get(number), self._with_ctf)
 
     def _cleanExtraFiles(self):
         """Called at the end: what only a continuation needs, and the pictures of all iterations but the last."""

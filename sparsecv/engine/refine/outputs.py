@@ -119,6 +119,7 @@ def write_data_star(path: Path, refinement: Refinement) -> None:
     """``run_data.star``: the kept particles with their poses, half sets and qualities."""
     state, table = refinement.state, refinement.particles.table
     particles = state.particles
+    own, optics = ({}, {}) if refinement.ctf is None else refinement.ctf.columns(table)
     table.write(
         path,
         rotations=particles.rotations,
@@ -130,8 +131,10 @@ def write_data_star(path: Path, refinement: Refinement) -> None:
             "rlnLogLikeliContribution": particles.log_likelihood,
             "rlnMaxValueProbDistribution": particles.best_probability,
             "rlnNrOfSignificantSamples": particles.significant,
+            **own,
         },
         keep=~particles.is_rejected,
+        optics=optics,
     )
 
 

@@ -11,14 +11,16 @@ phase is wrapped.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import least_squares
 from scipy.stats import chi2
 
-from sparsecv.engine.physics.aberrations import monomials
+from sparsecv.engine.io.optics import OpticsGroup
+from sparsecv.engine.physics.aberrations import monomials, odd_coefficients, odd_polynomial, split_coma
+from sparsecv.engine.physics.ctf import wavelength
 from sparsecv.engine.physics.disc import Disc
 from sparsecv.engine.refine.ctf_refine.observations import Observed, Observer
 
@@ -208,3 +210,28 @@ def _fit(residual: Residual, powers: np.ndarray, basis: np.ndarray, disc: Disc) 
     covariance = np.linalg.pinv(jacobian.T @ jacobian)
     turn = basis.T / size  # (M, p): from scaled coefficients to monomials
     return PhaseFit(turn @ found, turn @ covariance @ turn.T, float(gain), len(basis))
+
+
+def with_odd(group: OpticsGroup, polynomial: np.ndarray, *, is_tilt: bool) -> OpticsGroup:
+    """A group with an odd phase added: coma as a beam tilt where one is refined and makes any, the rest as Zernike."""
+    lam = float(wavelength(np.array(group.voltage_kv)))
+    total = added(group.odd_polynomial(), polynomial)
+    if is_tilt and group.cs_mm > 0:
+        tilt, rest = split_coma(total, group.cs_mm, lam)
+    else:
+        tilt, rest = group.beam_tilt, added(total, -odd_polynomial((), group.beam_tilt, group.cs_mm, lam))
+    odd = odd_coefficients(rest)
+    odd[np.abs(odd) < 1e-9 * np.abs(total).max(initial=0)] = 0  # what rounding has left
+    return replace(group, beam_tilt=tilt, odd=tuple(odd.tolist()))
+
+
+def added(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Sum of two polynomials of any lengths."""
+    size = max(len(first), len(second))
+    return np.pad(first, (0, size - len(first))) + np.pad(second, (0, size - len(second)))
+
+
+def zernike_text(values: Sequence[float], least: int) -> str:
+    """Coefficients as RELION writes them, with zeros to a length."""
+    padded = [*values, *[0.0] * (least - len(values))]
+    return f"[{','.join(f'{value:.9g}' for value in padded)}]"

@@ -200,19 +200,38 @@ def refine_defocus(observer: Observer, first: np.ndarray, rings: Rings, rows: np
     return Changes(changes, error, pixels.likelihood(pixels.phase) - before)
 
 
+def likelihood_of_changes(observer: Observer, seen: Observed, rings: Rings, moved: np.ndarray,
+                          changes: np.ndarray) -> np.ndarray:  # fmt: skip
+    """Log-likelihood of changes of defocus (G,), A, of each image seen, (I, G), up to a constant of each.
+
+    Parameters
+    ----------
+    moved
+        (I, 3) added to the `defocus_terms` of the table before changes are made.
+    """
+    product, power = seen.products()
+    pixels = _Pixels.of(observer, seen, product.real, power)
+    pixels.phase = pixels.moved(moved)
+    terms, found = pixels.terms(rings), np.empty((len(moved), len(changes)))
+    for rate in np.unique(pixels.rate):
+        own = pixels.rate == rate
+        found[own] = Profile(terms[:, own], rate * rings.square, 0.0, np.zeros(int(own.sum()))).on_grid(changes)
+    return found
+
+
 @dataclass
 class _Pixels:
-    """a, b and gamma of some images at all pixels (I, J), pi lambda of each, (I,) A, and u / (pi lambda), (3, J) float64.
+    """Of some images a, b and gamma at all pixels, (I, J), u / (pi lambda), (3, J) float64, and pi lambda, (I,) A.
 
-    All but pi lambda are on the device.
+    All but the last are on the device.
     """
 
     ops: Any
     cross: Any
     power: Any
     phase: Any
-    rate: np.ndarray
     directions: Any
+    rate: np.ndarray
 
     @classmethod
     def of(cls, observer: Observer, seen: Observed, cross: Any, power: Any) -> _Pixels:
@@ -220,7 +239,7 @@ class _Pixels:
         voltage = np.array([group.voltage_kv for group in observer.table.optics])
         rate = np.pi * wavelength(voltage)[observer.table.optics_index[seen.rows]]
         directions = observer.ops.xp.asarray(np.stack([x * x + y * y, x * x - y * y, 2 * x * y]))
-        return cls(observer.ops, cross, power, seen.phase.copy(), rate, directions)
+        return cls(observer.ops, cross, power, seen.phase.copy(), directions, rate)
 
     def likelihood(self, phase: Any) -> np.ndarray:
         """sum a sin(gamma) - b sin^2(gamma) / 2 of each image, (I,) on the host."""
@@ -235,12 +254,16 @@ class _Pixels:
         xp = self.ops.xp
         return (self.phase + xp.asarray(self.rate[:, None] * terms) @ self.directions).astype(xp.float32)
 
-    def shifted(self, rings: Rings, start: np.ndarray, limit: float, width: float) -> tuple[np.ndarray, np.ndarray]:
-        """The best change of each image's mean defocus, which is made, and -L'' there, (I,) each."""
+    def terms(self, rings: Rings) -> np.ndarray:
+        """A, B, C and D of a `Profile`, (4, I, Q)."""
         sine, cosine = self.ops.xp.sin(self.phase), self.ops.xp.cos(self.phase)
         parts = (self.cross * sine, self.cross * cosine, self.power * (1 - 2 * sine * sine),
                  2 * self.power * sine * cosine)  # fmt: skip
-        terms = np.stack([rings.sums(self.ops, part) for part in parts])
+        return np.stack([rings.sums(self.ops, part) for part in parts])
+
+    def shifted(self, rings: Rings, start: np.ndarray, limit: float, width: float) -> tuple[np.ndarray, np.ndarray]:
+        """The best change of each image's mean defocus, which is made, and -L'' there, (I,) each."""
+        terms = self.terms(rings)
         change, curvature = np.zeros(len(start)), np.zeros(len(start))
         for rate in np.unique(self.rate):
             own = self.rate == rate

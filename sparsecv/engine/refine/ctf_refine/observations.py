@@ -365,22 +365,22 @@ def without_own(observer: Observer) -> tuple[Observer, float]:
     """
     table = observer.table
     assert observer.power is not None, "measured"
-    share = full_share(observer, observer.power)
+    share = full_share(observer, observer.power, float(np.median(observer.scale)))
     few = max(1, len(table) // KAPPA_IMAGES)
     excess, expected = own_excess(replace(observer, share=share), np.arange(0, len(table), few))
     kappa = kappa_of(excess, expected)
     return replace(observer, share=shared(share, kappa)), kappa
 
 
-def full_share(observer: Observer, power: np.ndarray) -> np.ndarray:
+def full_share(observer: Observer, power: np.ndarray, grey: float = 1.0) -> np.ndarray:
     """N of either half map in images with a CTF of 1, (2, shells).
 
-    A shell of the map has sum C_0^2 of all images over their pixels in it, ``power``, for each of its voxels.
+    A shell of the map has sum C_0^2 of all images over their pixels in it, ``power``, for each of its voxels. ``grey``
+    is the scale of the map in images; it is too high by some per cent, as particles are still in it.
     """
     # of each pair of mates the disc has one
     share = np.maximum(2 * power / np.maximum(shell_counts(observer.table.box)[: observer.disc.last + 1], 1), 1e-6)
     share[:, 0] = share[:, 1]
-    grey = float(np.median(observer.scale))  # too high by some per cent, as particles are still in their maps
     if not 1 / ANOTHER_GREY < grey < ANOTHER_GREY:  # a map of another grey scale than that of the images
         share *= grey
     return share
@@ -444,10 +444,7 @@ def _levels(observer: Observer, sums: np.ndarray, counts: np.ndarray, unique: np
         scale[own] = np.clip(scale[own], middle / SCALE_LIMIT, middle * SCALE_LIMIT)
     scales = scale[of]
     cross, signal = scales[:, None] * cross, scales[:, None] ** 2 * signal
-    fitted = np.stack([[(part / noise[row])[half == number].sum(axis=0) for part in (cross, signal)]
-                       for number in (0, 1)], axis=1)  # fmt: skip
-    amplitude = np.clip(fitted[0] / np.maximum(fitted[1], 1e-30), 0, LARGEST_AMPLITUDE)
-    amplitude[:, 0] = 1  # the disc has no pixel there
+    amplitude = amplitudes(cross / noise[row], signal / noise[row], half)
     factors = amplitude[half]
     residual = power - 2 * factors * cross + factors**2 * signal
     total[:] = 0
@@ -456,3 +453,11 @@ def _levels(observer: Observer, sums: np.ndarray, counts: np.ndarray, unique: np
     noise = np.maximum(noise, LEAST_NOISE)
     noise[:, 0] = noise[:, 1]
     return scales[place], amplitude, noise
+
+
+def amplitudes(cross: np.ndarray, signal: np.ndarray, half: np.ndarray) -> np.ndarray:
+    """Factors (2, shells) of the references of sums over images of one half each, (U, shells), over sigma^2."""
+    fitted = np.stack([[part[half == number].sum(axis=0) for number in (0, 1)] for part in (cross, signal)])
+    found = np.clip(fitted[0] / np.maximum(fitted[1], 1e-30), 0, LARGEST_AMPLITUDE)
+    found[:, 0] = 1  # the disc has no pixel there
+    return found
