@@ -65,6 +65,7 @@ def updated(given: Set, kernels: Any, **asked: bool) -> tuple[Refinement, dict[s
     refinement = prepare(settings_of(given, given.star.parent, **asked), kernels, lambda text: None,
                          Progress(io.StringIO()))  # fmt: skip
     ctf, state = refinement.ctf, refinement.state
+    state.stage = "fine"
     assert ctf is not None
     for half in state.halves:
         half.noise[:] = 0.5  # white noise of variance 1

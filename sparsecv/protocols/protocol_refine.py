@@ -96,7 +96,7 @@ class RefineProtocol(EngineProtocol, ProtRefine3D):
                            "them in one frame. 0: never.")  # fmt: skip
         form.addParam("refineDefocus", params.BooleanParam, default=False, expertLevel=params.LEVEL_ADVANCED,
                       label="Refine the defocus of each particle?",
-                      help="In the last iterations, against the map of its own half set. Give a mask: the FSC in it "
+                      help="After local iterations, against the map of its own half set. Give a mask: the FSC in it "
                            "says how far images are compared. Where nothing is wrong, nothing is changed.")  # fmt: skip
         form.addParam("refineAstigmatism", params.BooleanParam, default=False, expertLevel=params.LEVEL_ADVANCED,
                       label="Refine the astigmatism of each micrograph?",

@@ -106,7 +106,7 @@ class Refinement:
     watch
         Time of the parts of an iteration.
     ctf
-        What of the CTF is refined after each fine iteration; None for nothing.
+        What of the CTF is refined after each local or fine iteration; None for nothing.
     """
 
     ops: Any
@@ -157,7 +157,7 @@ class Refinement:
                 band, told = state.band, shown_of(iteration.regularised)
             else:
                 band, told = self._next_references(results, iteration, accumulated)
-        if self.ctf is not None and state.stage == "fine" and not is_last:
+        if self.ctf is not None and state.is_local and not is_last:
             with self.watch.part("CTF"):
                 for result in results:
                     result.quarters = ()  # their memory is needed

@@ -219,10 +219,10 @@ class RefineSettings(RegulariserSettings):
     local_sigma: float = option(5.0, "with --local: expected error of the given angles, degrees", expert=True)
     offset_range: float | None = option(None, "largest shift searched at first, A (default: 5 pixels)", expert=True)
     join_below: float = option(40.0, "halves are averaged below this resolution, A; 0 never", expert=True)
-    refine_defocus: bool = option(False, "refine the defocus of each particle after fine iterations", expert=True)
-    refine_astigmatism: bool = option(False, "refine the astigmatism of each micrograph after fine iterations",
+    refine_defocus: bool = option(False, "refine the defocus of each particle, after local iterations", expert=True)
+    refine_astigmatism: bool = option(False, "refine the astigmatism of each micrograph, likewise",
                                       expert=True)
-    refine_aberrations: bool = option(False, "refine beam tilt and trefoil of each optics group after fine iterations",
+    refine_aberrations: bool = option(False, "refine beam tilt and trefoil of each optics group, after fine iterations",
                                       expert=True)
     intact_first_peak: bool = option(False, "no CTF correction up to the first peak", expert=True)
     kernel: str | None = option(None, "backprojection kernel (default: trilinear; gaussian with a preset)",

@@ -49,6 +49,7 @@ from sparsecv.engine.refine.half import Particles
 from sparsecv.engine.refine.state import RefinementState
 from sparsecv.engine.validate.fsc import GOLD_STANDARD, last_shell_above, mask_corrected_fsc
 
+FINE = "fine"
 LARGEST_CHANGE = 2000.0  # A
 LEAST_SHELLS = 5  # that must agree: a CTF of fewer says nothing
 LEAST_PARTICLES = 100  # of an optics group
@@ -68,7 +69,8 @@ class InnerCtf:
     given
         The particles as they were given.
     defocus, astigmatism, aberrations
-        Of each particle, each micrograph, each optics group (beam tilt and trefoil).
+        Of each particle and each micrograph, after local and fine iterations; of each optics group (beam tilt and
+        trefoil), after fine ones.
     mask
         (box, box, box) float32 on the host: of the references.
     is_masked
@@ -94,7 +96,8 @@ class InnerCtf:
 
     def is_settled(self, state: RefinementState) -> bool:
         """Whether enough updates have been made for a last iteration."""
-        return sum("ctf" in entry for entry in state.history) >= LEAST_UPDATES
+        updates = [entry["stage"] for entry in state.history if "ctf" in entry]
+        return (updates.count(FINE) if self.aberrations else len(updates)) >= LEAST_UPDATES
 
     def update(self, ops: Any, particles: Particles, state: RefinementState, maps: tuple[np.ndarray, np.ndarray],
                curve: np.ndarray, comm: Comm) -> dict[str, Any]:
@@ -116,9 +119,11 @@ class InnerCtf:
         rows = self._rows(state, comm)
         observer = _observer(ops, particles, state, references, rows)
         observer, told["own_part"] = _without_own(observer, rows, len(self.given), comm)
-        found = _Found.of(self, observer, rows, state)
+        # of poses that are still far off a tilt could be made up; a prior keeps defoci from that
+        asked = self if state.stage == FINE else replace(self, aberrations=False)
+        found = _Found.of(asked, observer, rows, state)
         parts = comm.gathered(found)
-        return told | comm.at_root(lambda: self._taken_over(parts, observer, particles, state))
+        return told | comm.at_root(lambda: asked._taken_over(parts, observer, particles, state))
 
     def columns(self, table: ParticleTable) -> tuple[dict[str, Any], dict[str, Sequence[Any]]]:
         """Columns of the particles and of the optics table that have changed, for a STAR file."""
