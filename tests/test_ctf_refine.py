@@ -178,7 +178,7 @@ def test_tilts_of_noise() -> None:
     gains = 2 * np.array([fit.gain for fit in fits])
     assert gains.mean() == pytest.approx(2, abs=0.4)  # of a chi-square of two numbers
     assert 0 < np.mean(gains > chi2.ppf(0.9, 2)) < 0.15
-    assert np.mean([fit.is_significant for fit in fits]) < 0.01
+    assert np.mean([fit.is_for(False) for fit in fits]) < 0.01 < np.mean([fit.is_for(True) for fit in fits])
 
 
 def test_halves_are_never_mixed(observer: Observer) -> None:

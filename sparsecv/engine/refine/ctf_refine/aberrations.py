@@ -104,10 +104,12 @@ class PhaseFit:
     gain: float
     free: int
 
-    @property
-    def is_significant(self) -> bool:
-        """Whether noise alone gains so much in `FALSE_ALARMS` of all fits or less."""
-        return is_beyond_noise(self.gain, self.free)
+    def is_for(self, has_some: bool) -> bool:
+        """Whether it is to be taken: noise alone gains so much in `FALSE_ALARMS` of all fits.
+
+        Where a group has some phase of the kind already, any gain will do: it is the better estimate of what is there.
+        """
+        return self.gain > 0 if has_some else is_beyond_noise(self.gain, self.free)
 
 
 def is_beyond_noise(gain: float, free: int) -> bool:
@@ -223,6 +225,11 @@ def with_odd(group: OpticsGroup, polynomial: np.ndarray, *, is_tilt: bool) -> Op
     odd = odd_coefficients(rest)
     odd[np.abs(odd) < 1e-9 * np.abs(total).max(initial=0)] = 0  # what rounding has left
     return replace(group, beam_tilt=tilt, odd=tuple(odd.tolist()))
+
+
+def has_odd(group: OpticsGroup) -> bool:
+    """Whether a group has odd aberrations."""
+    return any(group.beam_tilt) or any(group.odd)
 
 
 def added(first: np.ndarray, second: np.ndarray) -> np.ndarray:

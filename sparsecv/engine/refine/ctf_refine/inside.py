@@ -27,7 +27,7 @@ from sparsecv.engine.physics.ctf import defocus_terms, wavelength
 from sparsecv.engine.physics.geometry import matrix_to_euler
 from sparsecv.engine.ranks import Comm
 from sparsecv.engine.ranks.comm import summed
-from sparsecv.engine.refine.ctf_refine.aberrations import ODD_TERMS, PhaseSums, fit_odd, with_odd, zernike_text
+from sparsecv.engine.refine.ctf_refine.aberrations import ODD_TERMS, PhaseSums, fit_odd, has_odd, with_odd, zernike_text
 from sparsecv.engine.refine.ctf_refine.defocus import (
     GRID_RADIANS,
     Rings,
@@ -200,7 +200,7 @@ class InnerCtf:
         counts = np.bincount(self.given.optics_index[rows], minlength=len(self.given.optics))
         for number in np.flatnonzero(counts >= LEAST_PARTICLES).tolist():
             fit = fit_odd(sums, number, observer.disc, length, coma=True, trefoil=True)
-            if fit.is_significant or (state.odd_change[number].any() and fit.gain > 0):
+            if fit.is_for(has_odd(table.optics[number])):
                 state.odd_change[number] += np.append([0, 0], fit.polynomial[2:])
                 # the linear part is a shift of the images, and poses can have that
                 moved = fit.polynomial[:2] / (2 * np.pi * self.given.pixel_size)

@@ -33,7 +33,7 @@ class MagnificationFit:
 
 
 def fit_magnification(observer: Observer, groups: np.ndarray, begun: np.ndarray) -> MagnificationFit:
-    """M of some optics groups, (G,) bool, of which some have ``begun`` to be refined, (G,) bool.
+    """M of some optics groups, (G,) bool, of which some have one already, ``begun`` (G,) bool.
 
     Images are read anew at every step, as their new M has it.
 

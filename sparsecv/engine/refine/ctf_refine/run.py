@@ -21,6 +21,7 @@ from sparsecv.engine.refine.ctf_refine.aberrations import (
     added,
     fit_even,
     fit_odd,
+    has_odd,
     phase_sums,
     with_odd,
 )
@@ -177,7 +178,7 @@ class _State:
         self.observer = measured(self.observer, self.settings.files[1:3])
 
     def _magnification(self) -> float:
-        begun = np.array([found.magnification_gain > 0 for found in self.groups])
+        begun = np.array([group.is_distorted for group in self.observer.table.optics])
         fit = fit_magnification(self.observer, self.enough, begun)
         before, self.observer = _terms(self.observer.table), fit.observer
         self.first += _terms(self.observer.table) - before  # new coordinates are no change
@@ -196,12 +197,12 @@ class _State:
             if s.beam_tilt or s.trefoil:
                 fit = fit_odd(sums, number, disc, length, coma=s.beam_tilt, trefoil=s.trefoil)
                 found.tilt_error = _tilt_error(optics[number], fit) if s.beam_tilt else None
-                if fit.is_significant or (found.odd_gain > 0 and fit.gain > 0):
+                if fit.is_for(has_odd(optics[number])):
                     optics[number] = with_odd(optics[number], fit.polynomial, is_tilt=s.beam_tilt)
                     found.odd_gain, total = found.odd_gain + fit.gain, total + fit.gain
             if s.even_aberrations:
                 fit = fit_even(sums, number, disc, length)
-                if fit.is_significant or (found.even_gain > 0 and fit.gain > 0):
+                if fit.is_for(any(optics[number].even)):
                     even = even_coefficients(added(optics[number].even_polynomial(), fit.polynomial))
                     optics[number] = replace(optics[number], even=tuple(even.tolist()))
                     found.even_gain, total = found.even_gain + fit.gain, total + fit.gain
