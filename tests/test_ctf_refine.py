@@ -28,6 +28,7 @@ from sparsecv.engine.physics.aberrations import (
 )
 from sparsecv.engine.physics.ctf import defocus_of_terms, defocus_terms, wavelength
 from sparsecv.engine.physics.disc import make_disc
+from sparsecv.engine.physics.fourier import backward, forward, shell_indices
 from sparsecv.engine.physics.masks import sphere
 from sparsecv.engine.refine.ctf_refine.aberrations import PhaseSums, fit_odd
 from sparsecv.engine.refine.ctf_refine.defocus import Profile, Rings, best_change, refine_defocus
@@ -179,6 +180,22 @@ def test_tilts_of_noise() -> None:
     assert gains.mean() == pytest.approx(2, abs=0.4)  # of a chi-square of two numbers
     assert 0 < np.mean(gains > chi2.ppf(0.9, 2)) < 0.15
     assert np.mean([fit.is_for(False) for fit in fits]) < 0.01 < np.mean([fit.is_for(True) for fit in fits])
+
+
+def test_shells_of_noise_say_nothing(folder: Path, observer: Observer) -> None:
+    """Maps that are noise beyond shell 11 of 17, with a filter that takes them for signal."""
+    given = planted(folder, "none")
+    rng, shells, maps = np.random.default_rng(5), shell_indices(BOX), []
+    for path in given.halves:
+        signal = forward(read_map(path).data)
+        noise = forward(rng.standard_normal((BOX,) * 3, dtype=np.float32))
+        noise *= np.sqrt((np.abs(signal) ** 2).mean() / (np.abs(noise) ** 2).mean())
+        maps.append(backward(np.where(shells > 11, noise, signal)).astype(np.float32))
+    table = ParticleTable.read(given.star)
+    references = References.of(ops("cpu"), (maps[0], maps[1]), sphere(BOX, 20), np.ones(BOX), 17, with_moments=False)
+    noisy = measured(Observer.of(ops("cpu"), table, references, np.ones(len(table))), given.halves)
+    assert (observer.amplitude[:, 1:] > 0.75).all()  # the defoci of its table are wrong
+    assert (noisy.amplitude[:, 1:11] > 0.9).all() and (noisy.amplitude[:, 13:] < 0.1).all()
 
 
 def test_halves_are_never_mixed(observer: Observer) -> None:
