@@ -418,6 +418,7 @@ def _keep(found, name, values):
 
 
 # ------------------------------------------------------------------------------------------------ STAR file to Scipion
+DEFOCUS = ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle")
 POSE = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst")
 
 
@@ -440,11 +441,12 @@ def set_optics(particles, path):
 
 def update_ctf(particle, row):
     """Give a particle the defocus of a row of the engine's STAR file, its optics group and its half set."""
-    ctf = particle.getCTF()
-    ctf.setDefocusU(float(row["rlnDefocusU"]))
-    ctf.setDefocusV(float(row["rlnDefocusV"]))
-    ctf.setDefocusAngle(float(row["rlnDefocusAngle"]))
+    _set_defocus(particle, row)
     _set_groups(particle, row)
+
+
+def _set_defocus(particle, row):
+    particle.getCTF().setStandardDefocus(*(float(row[name]) for name in DEFOCUS))
 
 
 def _set_groups(particle, row):
@@ -452,8 +454,11 @@ def _set_groups(particle, row):
     particle._rlnOpticsGroup = Integer(int(row["rlnOpticsGroup"]))
 
 
-def update_particle(particle, row, matrix):
-    """Give a particle its refined pose, half set and quality; ``_appendItem`` is False for one that was set aside."""
+def update_particle(particle, row, matrix, with_ctf=False):
+    """Give a particle its refined pose, half set and quality, and its defocus where that was refined, too.
+
+    ``_appendItem`` is False for one that was set aside.
+    """
     from pwem.objects import Transform
 
     particle._appendItem = row is not None
@@ -461,6 +466,8 @@ def update_particle(particle, row, matrix):
         return
     particle.setTransform(Transform(matrix))
     _set_groups(particle, row)
+    if with_ctf:
+        _set_defocus(particle, row)
     for name in QUALITIES:
         if name in row:
             setattr(particle, "_" + name, Integer(int(row[name])) if name in COUNTS else Float(float(row[name])))

@@ -87,6 +87,17 @@ class RefineProtocol(ParticleProtocol, ProtRefine3D):
                       expertLevel=params.LEVEL_ADVANCED, label="Halves are averaged below (A)",
                       help="At lower resolution than this the half maps are averaged in each iteration, which keeps "
                            "them in one frame. 0: never.")  # fmt: skip
+        form.addParam("refineDefocus", params.BooleanParam, default=False, expertLevel=params.LEVEL_ADVANCED,
+                      label="Refine the defocus of each particle?",
+                      help="After local iterations, against the map of its own half set. Give a mask: the FSC in it "
+                           "says how far images are compared. Where nothing is wrong, nothing is changed.")  # fmt: skip
+        form.addParam("refineAstigmatism", params.BooleanParam, default=False, expertLevel=params.LEVEL_ADVANCED,
+                      label="Refine the astigmatism of each micrograph?",
+                      help="Likewise, and the defocus that its particles share.")  # fmt: skip
+        form.addParam("refineAberrations", params.BooleanParam, default=False, expertLevel=params.LEVEL_ADVANCED,
+                      label="Refine beam tilt and trefoil of each optics group?",
+                      help="After fine iterations. They go with the output's particles, to refinements of this plugin "
+                           "and of RELION's.")  # fmt: skip
         form.addParam("randomSeed", params.IntParam, default=1, expertLevel=params.LEVEL_ADVANCED, label="Random seed",
                       help="The same seed gives the same result.")  # fmt: skip
         form.addParam("keepAccumulators", params.BooleanParam, default=False, expertLevel=params.LEVEL_ADVANCED,
@@ -134,6 +145,9 @@ class RefineProtocol(ParticleProtocol, ProtRefine3D):
             ("iterations", self.iterations.get()),
             ("offset_range", engine_value(self.offsetRange.get())),
             ("join_below", self.joinBelow.get()),
+            ("refine_defocus", self.refineDefocus.get()),
+            ("refine_astigmatism", self.refineAstigmatism.get()),
+            ("refine_aberrations", self.refineAberrations.get()),
             ("keep_accumulators", self.keepAccumulators.get()),
             ("ewald", self.ewald.get()),
             ("ewald_hand", int(HANDS[self.ewaldHand.get()]) if self.ewald.get() else None),
@@ -151,7 +165,8 @@ class RefineProtocol(ParticleProtocol, ProtRefine3D):
         pixel_size = self.inputParticles.get().getSamplingRate()
         volume = self._volume(MAP, pixel_size, HALVES)
         data = self._getExtraPath(DATA)
-        aligned = self._outputSet(self._Updater(data, pixel_size), data)
+        with_ctf = self.refineDefocus.get() or self.refineAstigmatism.get()
+        aligned = self._outputSet(self._Updater(data, pixel_size, with_ctf), data)
         outputs = {"outputVolume": volume, "outputParticles": aligned,
                    "outputFSC": self._fscSet(self._getExtraPath(POSTPROCESS))}  # fmt: skip
         if os.path.exists(self._getExtraPath(MASK)):
@@ -169,7 +184,8 @@ class RefineProtocol(ParticleProtocol, ProtRefine3D):
     class _Updater:
         """Gives each particle its result, found by Scipion's id."""
 
-        def __init__(self, path, pixel_size):
+        def __init__(self, path, pixel_size, with_ctf):
+            self._with_ctf = with_ctf
             self._rows = convert.read_results(path)
             names = list(self._rows)
             matrices = convert.poses_of([self._rows[name] for name in names], pixel_size) if names else ()
@@ -177,7 +193,7 @@ class RefineProtocol(ParticleProtocol, ProtRefine3D):
 
         def __call__(self, particle, row):
             number = particle.getObjId()
-            convert.update_particle(particle, self._rows.get(number), self._matrices.get(number))
+            convert.update_particle(particle, self._rows.get(number), self._matrices.get(number), self._with_ctf)
 
     def _cleanExtraFiles(self):
         """Called at the end: what only a continuation needs, and the pictures of all iterations but the last."""

@@ -41,7 +41,7 @@ def save_checkpoint(folder: Path, state: RefinementState, identity: dict[str, ob
     identity
         Settings and inputs that must be the same when the run goes on.
     """
-    arrays: dict[str, np.ndarray] = {"fsc": state.fsc}
+    arrays: dict[str, np.ndarray] = {"fsc": state.fsc, "odd_change": state.odd_change}
     arrays |= {f"particles.{f.name}": getattr(state.particles, f.name) for f in fields(ParticleState)}
     for number, half in enumerate(state.halves):
         arrays |= {f"half{number + 1}.{f.name}": np.asarray(getattr(half, f.name)) for f in HALF_ARRAYS}
@@ -125,5 +125,6 @@ def _state(arrays: dict[str, np.ndarray], plain: dict[str, Any]) -> tuple[Refine
         iteration=plain["iteration"],
         history=plain["history"],
         rejected={int(row): reason for row, reason in plain["rejected"].items()},
+        odd_change=arrays["odd_change"],
     )
     return state, plain["identity"]

@@ -58,6 +58,13 @@ class ImageStore:
         """Images on the device."""
         return self._used
 
+    def show(self, table: ParticleTable) -> None:
+        """Give images as another table of the same rows has them: through other optics all have to be read anew."""
+        if table.optics != self._table.optics:
+            self._slot[:] = -1
+            self._used = 0
+        self._table = table
+
     def get(self, index: np.ndarray) -> Any:
         """Images of some rows of the table, float32 (n, box, box) on the device; zeros for what cannot be used."""
         absent = index[self._slot[index] < 0]

@@ -94,7 +94,7 @@ def mean_outside(xp: Any, images: Any, mask: Any) -> Any:
 
 
 @lru_cache(maxsize=4)
-def _powers(disc: Disc, pixel_size: float, xp: Any, even: int) -> Any:
+def powers_of(disc: Disc, pixel_size: float, xp: Any, even: int) -> Any:
     """`frequency_powers` of a disc, uploaded once: they are megabytes, and the same for every batch."""
     return frequency_powers(disc.kx, disc.ky, disc.box, pixel_size, xp, even)
 
@@ -104,7 +104,7 @@ def ctf_images(
 ) -> Any:
     """CTF of each image at the disc's pixels times the scale of its group, (I, J) float32."""
     even = 0 if parameters.even is None else parameters.even.shape[1]
-    powers = _powers(disc, pixel_size, ops.xp, even)
+    powers = powers_of(disc, pixel_size, ops.xp, even)
     values = ctf(parameters, disc.kx, disc.ky, disc.box, pixel_size, xp=ops.xp, powers=powers, **options)
     if np.any(scale != 1):
         values = values * ops.xp.asarray(scale.astype(np.float32))[:, None]

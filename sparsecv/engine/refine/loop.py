@@ -12,6 +12,7 @@ import numpy as np
 
 from sparsecv.engine.physics.masks import fade_corners
 from sparsecv.engine.ranks import ALONE, Comm, Shares
+from sparsecv.engine.refine.ctf_refine.inside import InnerCtf
 from sparsecv.engine.refine.expectation import GridBank
 from sparsecv.engine.refine.half import HalfResult, Particles, Residuals, Search, expectation_maximisation
 from sparsecv.engine.refine.joining import Low, frame_shift, joined_map, low_resolution, share_low_resolution
@@ -107,6 +108,8 @@ class Refinement:
         The ranks that share the work: each has a piece of the particles, and the state as the root has it.
     watch
         Time of the parts of an iteration.
+    ctf
+        What of the CTF is refined after each local or fine iteration; None for nothing.
     """
 
     ops: Any
@@ -127,11 +130,12 @@ class Refinement:
     ewald_hand: int = 0
     comm: Comm = ALONE
     watch: Stopwatch = field(default_factory=Stopwatch)
+    ctf: InnerCtf | None = None
 
     @property
     def is_ready_to_finish(self) -> bool:
         """Whether the next iteration should be the joined last one."""
-        return is_converged(self.state)
+        return is_converged(self.state) and (self.ctf is None or self.ctf.is_settled(self.state))
 
     def iterate(self, *, is_last: bool = False) -> Iteration:
         """Run one iteration and move ``state`` on.
@@ -139,6 +143,8 @@ class Refinement:
         The last one backprojects to Nyquist, joins the halves in one map and leaves the references as they are.
         """
         geometry, state = self.particles.geometry, self.state
+        if self.ctf is not None:
+            self.ctf.bring(self.particles, state)
         accumulated = geometry.nyquist_shell if is_last else geometry.accumulated_shell(state.band)
         members = self._members(0), self._members(1)
         shares = Shares.of(len(members[0]), len(members[1]), self.comm.size)
@@ -159,6 +165,12 @@ class Refinement:
                 band, told = state.band, shown_of(iteration.regularised)
             else:
                 band, told = self._next_references(results, iteration, accumulated)
+        if self.ctf is not None and state.is_local and not is_last:
+            with self.watch.part("CTF"):
+                for result in results:
+                    result.quarters = ()  # their memory is needed
+                found = self.ctf.update(self.ops, self.particles, state, iteration.half_maps, iteration.fsc, self.comm)
+                told = told | {"ctf": found}
         self.state = self.comm.at_root(lambda: self._updated(results, iteration.fsc, band, told, is_last))
         return iteration
 

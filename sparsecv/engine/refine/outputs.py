@@ -119,6 +119,7 @@ def write_data_star(path: Path, refinement: Refinement) -> None:
     """``run_data.star``: the kept particles with their poses, half sets and qualities."""
     state, table = refinement.state, refinement.particles.table
     particles = state.particles
+    own, optics = ({}, {}) if refinement.ctf is None else refinement.ctf.columns(table)
     table.write(
         path,
         rotations=particles.rotations,
@@ -133,8 +134,10 @@ def write_data_star(path: Path, refinement: Refinement) -> None:
             "rlnGroupScaleCorrection": own_scales(refinement),
             "sparsecvLogEvidence": particles.log_evidence,
             "sparsecvPoseSpread": particles.spread_deg,
+            **own,
         },
         keep=~particles.is_rejected,
+        optics=optics,
     )
 
 

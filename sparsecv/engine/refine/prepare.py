@@ -19,6 +19,8 @@ from sparsecv.engine.physics.masks import check_mask, sphere
 from sparsecv.engine.physics.symmetry import symmetry_matrices
 from sparsecv.engine.ranks import ALONE, Comm
 from sparsecv.engine.ranks.comm import summed
+from sparsecv.engine.refine.ctf_refine.aberrations import ODD_TERMS
+from sparsecv.engine.refine.ctf_refine.inside import InnerCtf
 from sparsecv.engine.refine.half import Particles
 from sparsecv.engine.refine.loop import Refinement
 from sparsecv.engine.refine.memory_plan import MemoryPlan, plan_memory
@@ -119,7 +121,14 @@ def prepare(settings: RefineSettings, kernels: Any, warn: Warn, progress: Progre
         keeps_accumulators=settings.keep_accumulators,
         ewald_hand=settings.hand if settings.ewald else 0,
         comm=comm,
+        ctf=_inner_ctf(settings, table, support),
     )
+
+
+def _inner_ctf(settings: RefineSettings, table: ParticleTable, support: np.ndarray) -> InnerCtf | None:
+    """What of the CTF is refined along with the poses."""
+    asked = settings.refine_defocus, settings.refine_astigmatism, settings.refine_aberrations
+    return InnerCtf(table, *asked, support, is_masked=settings.mask is not None) if any(asked) else None
 
 
 def memory_plan_of(
@@ -262,7 +271,8 @@ def _start(
         band = min(band, max(geometry.shell_of(settings.initial_lowpass) + 2, LEAST_BAND))
     curve = np.zeros(geometry.nyquist_shell + 1)
     stage = "local" if settings.local else "global"
-    return RefinementState(state, (halves[0], halves[1]), curve, band, stage, rejected=rejected)
+    return RefinementState(state, (halves[0], halves[1]), curve, band, stage, rejected=rejected,
+                           odd_change=np.zeros((len(table.optics), ODD_TERMS)))  # fmt: skip
 
 
 def _fit_grey_scales(ops: Any, particles: Particles, state: RefinementState, path: Path) -> dict[int, float]:

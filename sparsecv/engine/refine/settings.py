@@ -22,6 +22,7 @@ SOLVERS = ("splitting", "paper")
 PRESET_NAMES = ("beta-galactosidase", "80s-ribosome", "ha-trimer", "hrd1-hrd3", "tmem16a")
 NU_OPTIONS = ("nu_preset", "nu_family", "nu_selection", "nu_order", "nu_filters", "nu_awf", "nu_coarsest")
 SPARSE_TV_OPTIONS = ("strength", "preset", "gamma", "epsilon", "epsilon_gradient", "solver", "positivity")
+CTF_OPTIONS = ("refine_defocus", "refine_astigmatism", "refine_aberrations")
 NU_FAMILIES = ("butterworth", "local-wiener", "sparse-tv")
 NU_SELECTIONS = ("like-for-like", "literal")
 NU_PRESETS = ("paper",)
@@ -240,6 +241,11 @@ class RefineSettings(RegulariserSettings, EwaldSettings):
     local_sigma: float = option(5.0, "with --local: expected error of the given angles, degrees", expert=True)
     offset_range: float | None = option(None, "largest shift searched at first, A (default: 5 pixels)", expert=True)
     join_below: float = option(40.0, "halves are averaged below this resolution, A; 0 never", expert=True)
+    refine_defocus: bool = option(False, "refine the defocus of each particle, after local iterations", expert=True)
+    refine_astigmatism: bool = option(False, "refine the astigmatism of each micrograph, likewise",
+                                      expert=True)
+    refine_aberrations: bool = option(False, "refine beam tilt and trefoil of each optics group, after fine iterations",
+                                      expert=True)
     intact_first_peak: bool = option(False, "no CTF correction up to the first peak", expert=True)
     kernel: str | None = option(None, "backprojection kernel (default: trilinear; gaussian with a preset)",
                                 choices=KERNELS, expert=True)
@@ -262,6 +268,10 @@ class RefineSettings(RegulariserSettings, EwaldSettings):
             raise InputError("symmetry-expanded particles are refined locally and in C1", item="symmetry_expanded",
                              rule="each copy of an image has the pose of one symmetry mate",
                              remedy="add --local, and leave --symmetry away")  # fmt: skip
+        if self.symmetry_expanded:
+            _refuse(self, CTF_OPTIONS, "images that occur once: each copy would have a CTF of its own")
+        if self.intact_first_peak:
+            _refuse(self, CTF_OPTIONS, "maps that are corrected for the whole CTF")
 
     @property
     def scatter_kernel(self) -> str:

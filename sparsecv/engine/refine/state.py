@@ -61,6 +61,8 @@ class ParticleState:
         How far the last iteration took the pose.
     is_rejected
         Set aside: in no sum.
+    defocus_change
+        (n, 3) A: what the refinement has added to the `defocus_terms` of the table.
     """
 
     rotations: np.ndarray
@@ -74,6 +76,7 @@ class ParticleState:
     turned_deg: np.ndarray
     moved_px: np.ndarray
     is_rejected: np.ndarray
+    defocus_change: np.ndarray
 
     @classmethod
     def start(cls, rotations: np.ndarray, shifts_px: np.ndarray) -> ParticleState:
@@ -83,6 +86,7 @@ class ParticleState:
         return cls(
             rotations.copy(), shifts_px.copy(), np.ones(n), zeros.copy(), zeros.copy(), zeros.copy(),
             np.zeros(n, dtype=np.int64), zeros.copy(), zeros.copy(), zeros.copy(), np.zeros(n, dtype=bool),
+            np.zeros((n, 3)),
         )  # fmt: skip
 
     def of(self, rows: np.ndarray) -> ParticleState:
@@ -118,6 +122,8 @@ class RefinementState:
         One dict of plain numbers per iteration.
     rejected
         Reason for each particle set aside, by row of the table.
+    odd_change
+        (optics groups, 6) rad: what the refinement has added to the odd phase of each, by monomials.
     """
 
     particles: ParticleState
@@ -128,6 +134,7 @@ class RefinementState:
     iteration: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     rejected: dict[int, str] = field(default_factory=dict)
+    odd_change: np.ndarray = field(default_factory=lambda: np.zeros((0, 6)))
 
     @property
     def is_local(self) -> bool:

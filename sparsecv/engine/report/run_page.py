@@ -206,7 +206,7 @@ class RunPage:
                   "iteration", is_logarithmic=True),
             Chart("Median change of the particles' positions.", "iteration", "Å", lines(change="moved_A"), "iteration"),
         ]  # fmt: skip
-        page.charts(charts + list(_strength_charts(history)))
+        page.charts(charts + list(_ctf_charts(history)) + list(_strength_charts(history)))
 
     def _add_particles(self, page: Page, records: Mapping[int, dict[str, Any]]) -> None:
         if not records:
@@ -346,6 +346,27 @@ def _summary(status: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "Particles", f"{status['particles']:,}, {last['rejected']:,} of them set aside"
         yield "Step of the search", f"{last['step_deg']:.2f}° ({last['stage']})"
         yield "Poses changed by", f"{last['turned_deg']:.2f}° and {last['moved_A']:.2f} Å (median)"
+
+
+def _ctf_charts(history: list[dict[str, Any]]) -> Iterator[Chart]:
+    """Changes of the optics, where they were refined along with the poses."""
+    updates = {entry["iteration"]: entry["ctf"] for entry in history if "ctf" in entry}
+
+    def lines(**columns: str) -> list[Line]:
+        return [Line(label.replace("_", " "), list(updates), [_number(one.get(name)) for one in updates.values()])
+                for label, name in columns.items()]  # fmt: skip
+
+    if any("moved_A" in one for one in updates.values()):
+        found = lines(median_change_in_the_iteration="moved_A", rms_change_since_the_start="changed_A")
+        widths = [one.get("width_A", [math.nan] * 2) for one in updates.values()]
+        found += [Line(f"width of the prior, half {half + 1}", list(updates), [width[half] for width in widths])
+                  for half in (0, 1)]  # fmt: skip
+        yield Chart("Changes of defocus.", "iteration", "Å", found, "iteration")
+    if any("tilts_mrad" in one for one in updates.values()):
+        sizes = [max(math.hypot(*tilt) for tilt in one["tilts_mrad"]) if "tilts_mrad" in one else math.nan
+                 for one in updates.values()]  # fmt: skip
+        yield Chart("Largest beam tilt of an optics group.", "iteration", "mrad",
+                    [Line("tilt", list(updates), sizes)], "iteration")  # fmt: skip
 
 
 def _strength_charts(history: list[dict[str, Any]]) -> Iterator[Chart]:

@@ -11,15 +11,18 @@ phase is wrapped.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import least_squares
+from scipy.stats import chi2
 
-from sparsecv.engine.physics.aberrations import monomials
+from sparsecv.engine.io.optics import OpticsGroup
+from sparsecv.engine.physics.aberrations import monomials, odd_coefficients, odd_polynomial, split_coma
+from sparsecv.engine.physics.ctf import wavelength
 from sparsecv.engine.physics.disc import Disc
-from sparsecv.engine.refine.ctf_refine.observations import Observer
+from sparsecv.engine.refine.ctf_refine.observations import Observed, Observer
 
 ODD_TERMS, EVEN_TERMS = 6, 9  # monomials of degrees 1 and 3; of degrees 0, 2 and 4
 PRIOR = 10.0  # radians at the highest frequency: width of a Gaussian on what each term adds there
@@ -28,6 +31,7 @@ AMPLITUDES, LEAST_AMPLITUDE = 3, 0.1  # times that amplitudes of shells and phas
 LINEAR = ((1, 0, 0, 0, 0, 0), (0, 1, 0, 0, 0, 0))
 COMA = ((0, 0, 1, 0, 1, 0), (0, 0, 0, 1, 0, 1))  # x |k|^2 and y |k|^2
 TREFOIL = ((0, 0, 1, 0, -3, 0), (0, 0, 0, 3, 0, -1))  # Re and Im (x + iy)^3
+FALSE_ALARMS = 0.001  # of groups without an aberration, how many may be given one where poses are known
 
 
 Residual = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -51,27 +55,33 @@ class PhaseSums:
     even_weight: np.ndarray
 
 
+    @classmethod
+    def empty(cls, groups: int, pixels: int) -> PhaseSums:
+        """Sums over nothing yet."""
+        return cls(np.zeros((groups, pixels), dtype=complex), np.zeros((groups, pixels)), np.zeros((groups, 2, pixels)),
+                   np.zeros((groups, 3, pixels)))  # fmt: skip
+
+    def add(self, observer: Observer, seen: Observed) -> None:
+        """Add some images, in any order."""
+        ops, xp, index = observer.ops, observer.ops.xp, observer.table.optics_index[seen.rows]
+        product, power = seen.products()
+        sine, cosine = xp.sin(seen.phase), xp.cos(seen.phase)
+        for group in np.unique(index).tolist():
+            own = xp.asarray(np.flatnonzero(index == group))
+            s, c, p, b = (values[own] for values in (sine, cosine, product, power))
+            self.odd[group] += ops.to_host((p * s).sum(axis=0, dtype=xp.complex128))
+            for place, value in enumerate((s, c)):
+                self.even[group, place] += ops.to_host((p.real * value).sum(axis=0, dtype=xp.float64))
+            for place, value in enumerate((s * s, s * c, c * c)):
+                self.even_weight[group, place] += ops.to_host((b * value).sum(axis=0, dtype=xp.float64))
+            self.odd_weight[group] = self.even_weight[group, 0]
+
+
 def phase_sums(observer: Observer) -> PhaseSums:
     """Sums over all images of the table."""
-    groups, j = len(observer.table.optics), len(observer.disc)
-    sums = PhaseSums(np.zeros((groups, j), dtype=complex), np.zeros((groups, j)), np.zeros((groups, 2, j)),
-                     np.zeros((groups, 3, j)))  # fmt: skip
-    order = np.argsort(observer.table.optics_index, kind="stable")
-    for rows in observer.batches(order):
-        seen = observer.observe(rows)
-        product, power = seen.products()
-        sine, cosine = np.sin(seen.phase), np.cos(seen.phase)
-        index = observer.table.optics_index[rows]
-        for group in np.unique(index).tolist():
-            own = np.flatnonzero(index == group)
-            part = slice(own[0], own[-1] + 1)  # they are in order
-            s, c, p, b = sine[part], cosine[part], product[part], power[part]
-            sums.odd[group] += (p * s).sum(axis=0, dtype=np.complex128)
-            for place, value in enumerate((s, c)):
-                sums.even[group, place] += (p.real * value).sum(axis=0, dtype=np.float64)
-            for place, value in enumerate((s * s, s * c, c * c)):
-                sums.even_weight[group, place] += (b * value).sum(axis=0, dtype=np.float64)
-    sums.odd_weight[:] = sums.even_weight[:, 0]
+    sums = PhaseSums.empty(len(observer.table.optics), len(observer.disc))
+    for rows in observer.batches(np.argsort(observer.table.optics_index, kind="stable")):
+        sums.add(observer, observer.observe(rows))
     return sums
 
 
@@ -84,9 +94,9 @@ class PhaseFit:
     polynomial, covariance
         Coefficients of monomials (M,), and their covariance by the noise (M, M).
     gain
-        Of the log-likelihood over no phase at all.
+        Of the log-likelihood over the best phase without what was asked for.
     free
-        Number of coefficients that were free.
+        Number of coefficients that were asked for.
     """
 
     polynomial: np.ndarray
@@ -94,13 +104,28 @@ class PhaseFit:
     gain: float
     free: int
 
+    def is_for(self, has_some: bool) -> bool:
+        """Whether it is to be taken: noise alone gains so much in `FALSE_ALARMS` of all fits.
+
+        Where a group has some phase of the kind already, any gain will do: it is the better estimate of what is there.
+        """
+        return self.gain > 0 if has_some else is_beyond_noise(self.gain, self.free)
+
+
+def is_beyond_noise(gain: float, free: int) -> bool:
+    """Whether a gain in log-likelihood by some free numbers is more than noise's: twice of that is a chi-square."""
+    return bool(2 * gain > chi2.ppf(1 - FALSE_ALARMS, free))
+
 
 def fit_odd(sums: PhaseSums, group: int, disc: Disc, length: float, *, coma: bool, trefoil: bool) -> PhaseFit:
     """Odd phase of a group's images beyond what was taken out of them: linear, and what is asked for.
 
-    The linear part, a shift of all images, is always free: coma has one, and the poses were found with it in place.
+    The linear part, a shift of all images, is always free: coma has one, and the poses were found with it in place. It
+    is no aberration, and no gain by it counts: the lattice on which a refinement has searched for shifts lies alike
+    about all particles, and moves them all alike by some hundredths of a pixel.
     """
-    basis = np.array([*LINEAR, *(COMA if coma else ()), *(TREFOIL if trefoil else ())], dtype=np.float64)
+    asked = (*(COMA if coma else ()), *(TREFOIL if trefoil else ()))
+    basis = np.array([*LINEAR, *asked], dtype=np.float64)
     data, weight = sums.odd[group], np.maximum(sums.odd_weight[group], 1e-12)
     root = np.sqrt(weight)
 
@@ -109,7 +134,9 @@ def fit_odd(sums: PhaseSums, group: int, disc: Disc, length: float, *, coma: boo
         value, slope = root * turned - data / root, 1j * root * turned
         return np.stack([value.real, value.imag]), np.stack([slope.real, slope.imag])
 
-    return _fit(residual, monomials(disc.kx / length, disc.ky / length, ODD_TERMS, odd=True), basis, disc)
+    powers = monomials(disc.kx / length, disc.ky / length, ODD_TERMS, odd=True)
+    whole, shift = (_fit(residual, powers, used, disc) for used in (basis, basis[: len(LINEAR)]))
+    return replace(whole, gain=whole.gain - shift.gain, free=len(asked))
 
 
 def fit_even(sums: PhaseSums, group: int, disc: Disc, length: float) -> PhaseFit:
@@ -185,3 +212,33 @@ def _fit(residual: Residual, powers: np.ndarray, basis: np.ndarray, disc: Disc) 
     covariance = np.linalg.pinv(jacobian.T @ jacobian)
     turn = basis.T / size  # (M, p): from scaled coefficients to monomials
     return PhaseFit(turn @ found, turn @ covariance @ turn.T, float(gain), len(basis))
+
+
+def with_odd(group: OpticsGroup, polynomial: np.ndarray, *, is_tilt: bool) -> OpticsGroup:
+    """A group with an odd phase added: coma as a beam tilt where one is refined and makes any, the rest as Zernike."""
+    lam = float(wavelength(np.array(group.voltage_kv)))
+    total = added(group.odd_polynomial(), polynomial)
+    if is_tilt and group.cs_mm > 0:
+        tilt, rest = split_coma(total, group.cs_mm, lam)
+    else:
+        tilt, rest = group.beam_tilt, added(total, -odd_polynomial((), group.beam_tilt, group.cs_mm, lam))
+    odd = odd_coefficients(rest)
+    odd[np.abs(odd) < 1e-9 * np.abs(total).max(initial=0)] = 0  # what rounding has left
+    return replace(group, beam_tilt=tilt, odd=tuple(odd.tolist()))
+
+
+def has_odd(group: OpticsGroup) -> bool:
+    """Whether a group has odd aberrations."""
+    return any(group.beam_tilt) or any(group.odd)
+
+
+def added(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Sum of two polynomials of any lengths."""
+    size = max(len(first), len(second))
+    return np.pad(first, (0, size - len(first))) + np.pad(second, (0, size - len(second)))
+
+
+def zernike_text(values: Sequence[float], least: int) -> str:
+    """Coefficients as RELION writes them, with zeros to a length."""
+    padded = [*values, *[0.0] * (least - len(values))]
+    return f"[{','.join(f'{value:.9g}' for value in padded)}]"

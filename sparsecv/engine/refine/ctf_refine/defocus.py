@@ -20,6 +20,7 @@ need no derivative beyond u. Steps that lower the likelihood are halved, and the
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -36,10 +37,10 @@ ALTERNATIONS = 2  # of defocus by particle and astigmatism by micrograph
 
 @dataclass(frozen=True)
 class Rings:
-    """The disc's pixels by |k|^2: the order that sorts them, where rings begin, and |k|^2 of each in 1/A^2."""
+    """The disc's pixels by |k|^2: the order that sorts them, where rings begin and end, and |k|^2 of each in 1/A^2."""
 
     order: np.ndarray
-    starts: np.ndarray
+    offsets: np.ndarray
     square: np.ndarray
 
     @classmethod
@@ -48,11 +49,13 @@ class Rings:
         square = disc.kx.astype(np.int64) ** 2 + disc.ky.astype(np.int64) ** 2
         order = np.argsort(square, kind="stable")
         values, starts = np.unique(square[order], return_index=True)
-        return cls(order, starts, values / length**2)
+        return cls(order, np.append(starts, len(order)).astype(np.int32), values / length**2)
 
-    def sums(self, values: np.ndarray) -> np.ndarray:
-        """Sums over the rings, float64 (I, Q), of values (I, J)."""
-        return np.add.reduceat(values[:, self.order], self.starts, axis=1, dtype=np.float64)
+    def sums(self, ops: Any, values: Any) -> np.ndarray:
+        """Sums over the rings, float64 (I, Q) on the host, of values (I, J)."""
+        order, offsets = ops.xp.asarray(self.order), ops.xp.asarray(self.offsets)
+        found: np.ndarray = ops.to_host(ops.sum_disc_shells(values.take(order, axis=1), offsets))
+        return found
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,7 @@ class Changes:
 
 
 def refine_defocus(observer: Observer, first: np.ndarray, rings: Rings, rows: np.ndarray, *, defocus: bool,
-                   astigmatism: str | None, limit: float, width: float) -> Changes:
+                   astigmatism: str | None, limit: float, width: float, seen: Observed | None = None) -> Changes:
     """Changes of defocus and astigmatism of particles of whole micrographs.
 
     Parameters
@@ -168,8 +171,10 @@ def refine_defocus(observer: Observer, first: np.ndarray, rings: Rings, rows: np
         Whether each particle has a change of its own; ``"micrograph"``, ``"particle"`` or None.
     limit, width
         Largest change of any term, and width of the Gaussian prior on them, A.
+    seen
+        Of these rows, where they have been observed already.
     """
-    seen = observer.observe(rows)
+    seen = observer.observe(rows) if seen is None else seen
     product, power = seen.products()
     pixels = _Pixels.of(observer, seen, product.real, power)
     before = pixels.likelihood(pixels.phase)
@@ -195,40 +200,70 @@ def refine_defocus(observer: Observer, first: np.ndarray, rings: Rings, rows: np
     return Changes(changes, error, pixels.likelihood(pixels.phase) - before)
 
 
+def likelihood_of_changes(observer: Observer, seen: Observed, rings: Rings, moved: np.ndarray,
+                          changes: np.ndarray) -> np.ndarray:  # fmt: skip
+    """Log-likelihood of changes of defocus (G,), A, of each image seen, (I, G), up to a constant of each.
+
+    Parameters
+    ----------
+    moved
+        (I, 3) added to the `defocus_terms` of the table before changes are made.
+    """
+    product, power = seen.products()
+    pixels = _Pixels.of(observer, seen, product.real, power)
+    pixels.phase = pixels.moved(moved)
+    terms, found = pixels.terms(rings), np.empty((len(moved), len(changes)))
+    for rate in np.unique(pixels.rate):
+        own = pixels.rate == rate
+        found[own] = Profile(terms[:, own], rate * rings.square, 0.0, np.zeros(int(own.sum()))).on_grid(changes)
+    return found
+
+
 @dataclass
 class _Pixels:
-    """a, b and gamma of some images at all pixels (I, J), wavelengths (I,) in A, and u / (pi lambda), (3, J)."""
+    """Of some images a, b and gamma at all pixels, (I, J), u / (pi lambda), (3, J) float64, and pi lambda, (I,) A.
 
-    cross: np.ndarray
-    power: np.ndarray
-    phase: np.ndarray
+    All but the last are on the device.
+    """
+
+    ops: Any
+    cross: Any
+    power: Any
+    phase: Any
+    directions: Any
     rate: np.ndarray
-    directions: np.ndarray
 
     @classmethod
-    def of(cls, observer: Observer, seen: Observed, cross: np.ndarray, power: np.ndarray) -> _Pixels:
+    def of(cls, observer: Observer, seen: Observed, cross: Any, power: Any) -> _Pixels:
         x, y = observer.frequency
         voltage = np.array([group.voltage_kv for group in observer.table.optics])
         rate = np.pi * wavelength(voltage)[observer.table.optics_index[seen.rows]]
-        directions = np.stack([x * x + y * y, x * x - y * y, 2 * x * y]).astype(np.float32)
-        return cls(cross, power, seen.phase.copy(), rate, directions)
+        directions = observer.ops.xp.asarray(np.stack([x * x + y * y, x * x - y * y, 2 * x * y]))
+        return cls(observer.ops, cross, power, seen.phase.copy(), directions, rate)
 
-    def likelihood(self, phase: np.ndarray) -> np.ndarray:
-        """sum a sin(gamma) - b sin^2(gamma) / 2 of each image, (I,)."""
-        sine = np.sin(phase)
-        found: np.ndarray = ((self.cross - self.power * sine / 2) * sine).sum(axis=1, dtype=np.float64)
+    def likelihood(self, phase: Any) -> np.ndarray:
+        """sum a sin(gamma) - b sin^2(gamma) / 2 of each image, (I,) on the host."""
+        xp = self.ops.xp
+        sine = xp.sin(phase)
+        values = (self.cross - self.power * sine / 2) * sine
+        found: np.ndarray = self.ops.to_host(values.sum(axis=1, dtype=xp.float64))
         return found
 
-    def moved(self, terms: np.ndarray) -> np.ndarray:
-        """gamma with (I, 3) added to the `defocus_terms`."""
-        return self.phase + (self.rate[:, None] * terms).astype(np.float32) @ self.directions
+    def moved(self, terms: np.ndarray) -> Any:
+        """gamma with (I, 3) added to the `defocus_terms`; in float64, so that neighbours in a batch do not show."""
+        xp = self.ops.xp
+        return (self.phase + xp.asarray(self.rate[:, None] * terms) @ self.directions).astype(xp.float32)
+
+    def terms(self, rings: Rings) -> np.ndarray:
+        """A, B, C and D of a `Profile`, (4, I, Q)."""
+        sine, cosine = self.ops.xp.sin(self.phase), self.ops.xp.cos(self.phase)
+        parts = (self.cross * sine, self.cross * cosine, self.power * (1 - 2 * sine * sine),
+                 2 * self.power * sine * cosine)  # fmt: skip
+        return np.stack([rings.sums(self.ops, part) for part in parts])
 
     def shifted(self, rings: Rings, start: np.ndarray, limit: float, width: float) -> tuple[np.ndarray, np.ndarray]:
         """The best change of each image's mean defocus, which is made, and -L'' there, (I,) each."""
-        sine, cosine = np.sin(self.phase), np.cos(self.phase)
-        parts = (self.cross * sine, self.cross * cosine, self.power * (1 - 2 * sine * sine),
-                 2 * self.power * sine * cosine)  # fmt: skip
-        terms = np.stack([rings.sums(part) for part in parts])
+        terms = self.terms(rings)
         change, curvature = np.zeros(len(start)), np.zeros(len(start))
         for rate in np.unique(self.rate):
             own = self.rate == rate
@@ -246,6 +281,7 @@ class _Pixels:
         changes, information
             (I, p) A, and the diagonal of H of each image's owner, (I, p) 1/A^2.
         """
+        xp, to_host = self.ops.xp, self.ops.to_host
         count, p = int(owner.max()) + 1, len(range(*used.indices(3)))
         directions, found = self.directions[used], np.zeros((count, p))
         pairs = (directions[:, None] * directions[None]).reshape(p * p, -1)
@@ -254,11 +290,11 @@ class _Pixels:
         mean = np.stack(total, axis=1) / np.bincount(owner, minlength=count)[:, None]
         information = np.zeros((count, p))
         for _ in range(GAUSS_NEWTON_STEPS):
-            sine, cosine = np.sin(self.phase), np.cos(self.phase)
-            slope = ((self.cross - self.power * sine) * cosine) @ directions.T * self.rate[:, None]
-            weight = (self.power * cosine * cosine) @ pairs.T * self.rate[:, None] ** 2
+            sine, cosine = xp.sin(self.phase), xp.cos(self.phase)
+            slope = to_host(((self.cross - self.power * sine) * cosine).astype(xp.float64) @ directions.T)
+            weight = to_host((self.power * cosine * cosine).astype(xp.float64) @ pairs.T) * self.rate[:, None] ** 2
             gradient, hessian = np.zeros((count, p)), np.zeros((count, p * p))
-            np.add.at(gradient, owner, slope)
+            np.add.at(gradient, owner, slope * self.rate[:, None])
             np.add.at(hessian, owner, weight)
             gradient -= (mean + found) / width**2
             matrices = hessian.reshape(count, p, p) + np.eye(p) / width**2

@@ -13,7 +13,7 @@ from sparsecv.engine.io.optics_terms import BEAM_TILT, EVEN, MAGNIFICATION, ODD
 from sparsecv.engine.io.results import write_json
 from sparsecv.engine.physics.aberrations import monomials
 from sparsecv.engine.physics.disc import Disc, make_disc
-from sparsecv.engine.refine.ctf_refine.aberrations import PhaseSums
+from sparsecv.engine.refine.ctf_refine.aberrations import EVEN_TERMS, ODD_TERMS, PhaseSums, zernike_text
 from sparsecv.engine.refine.ctf_refine.run import CtfRefineResult, GroupResult
 from sparsecv.engine.refine.ctf_refine.settings import CtfRefineSettings
 from sparsecv.engine.report.ctf import plot_defocus_changes, plot_phases
@@ -47,18 +47,12 @@ def _optics(settings: CtfRefineSettings, groups: list[GroupResult]) -> dict[str,
     if settings.beam_tilt:
         columns |= {name: [group.beam_tilt[axis] for group in own] for axis, name in enumerate(BEAM_TILT)}
     if settings.beam_tilt or settings.trefoil:
-        columns[ODD] = [_vector(group.odd, 6) for group in own]
+        columns[ODD] = [zernike_text(group.odd, ODD_TERMS) for group in own]
     if settings.even_aberrations:
-        columns[EVEN] = [_vector(group.even, 9) for group in own]
+        columns[EVEN] = [zernike_text(group.even, EVEN_TERMS) for group in own]
     if settings.magnification:
         columns |= {name: [group.magnification[place] for group in own] for place, name in enumerate(MAGNIFICATION)}
     return columns
-
-
-def _vector(values: tuple[float, ...], least: int) -> str:
-    """Coefficients as RELION writes them, with zeros to a length."""
-    padded = [*values, *[0.0] * (least - len(values))]
-    return f"[{','.join(f'{value:.9g}' for value in padded)}]"
 
 
 def numbers(settings: CtfRefineSettings, found: CtfRefineResult) -> dict[str, Any]:
@@ -125,7 +119,7 @@ def summary(settings: CtfRefineSettings, found: CtfRefineResult) -> list[str]:
             trefoil = [*group.odd, *[0.0] * 6]
             parts.append(f"trefoil {trefoil[5]:.1f}, {trefoil[2]:.1f} A^3")
         if settings.even_aberrations:
-            parts.append(f"even aberrations {_vector(group.even, 9)}")
+            parts.append(f"even aberrations {zernike_text(group.even, EVEN_TERMS)}")
         if settings.magnification:
             parts.append(f"anisotropy {anisotropy(group.matrix):.2f} %")
         if parts:

@@ -14,11 +14,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sparsecv.engine.physics.ctf import defocus_of_terms, defocus_terms
+from sparsecv.engine.refine.ctf_refine.aberrations import is_beyond_noise
 from sparsecv.engine.refine.ctf_refine.observations import Observer
 
 STEPS = 3
 LARGEST = 0.05  # of an element of M - 1 in one step
-LEAST_GAIN = 2.0  # nats
+LEAST_GAIN = 2.0  # nats, of a further step
+ISOTROPIC = np.array([[1, 0, 0, 1], [0, 1, -1, 0]])  # a scale and a turn, of the elements of M
 
 
 @dataclass(frozen=True)
@@ -30,29 +32,46 @@ class MagnificationFit:
     gain: np.ndarray
 
 
-def fit_magnification(observer: Observer, groups: np.ndarray) -> MagnificationFit:
-    """M of some optics groups, (G,) bool; images are read anew at every step, as their new M has it.
+def fit_magnification(observer: Observer, groups: np.ndarray, begun: np.ndarray) -> MagnificationFit:
+    """M of some optics groups, (G,) bool, of which some have one already, ``begun`` (G,) bool.
 
-    The gain of a step is the integral of the gradient along it, by the trapezoidal rule. One that does not gain more
-    than noise does, half a nat for each of the four numbers, is taken back, and ends it for that group.
+    Images are read anew at every step, as their new M has it.
+
+    The gain of a step is the integral of the gradient along it, by the trapezoidal rule. The first must gain more than
+    noise does by its two numbers of anisotropy: what a scale and a turn gain, which are the map's and the poses', is
+    taken off. A further one must gain half a nat for each of the four numbers. A step that does not is taken back, and
+    ends it for that group.
     """
     rows = np.flatnonzero(groups[observer.table.optics_index])
     rows = rows[np.argsort(observer.table.optics_index[rows], kind="stable")]
     gradient, hessian = _sums(observer, rows)
     gain, active = np.zeros(len(groups)), groups.copy()
     error = np.stack([np.sqrt(np.maximum(np.diagonal(np.linalg.pinv(one)), 0)) for one in hessian]).reshape(-1, 2, 2)
-    for _ in range(STEPS):
+    for number in range(STEPS):
         step = np.stack([np.linalg.lstsq(h, g, rcond=None)[0] for g, h in zip(gradient, hessian, strict=True)])
         step = np.where(active[:, None], np.clip(step, -LARGEST, LARGEST), 0)
         new_gradient, new_hessian = _sums(with_magnification(observer, step.reshape(-1, 2, 2)), rows)
         gained = ((gradient + new_gradient) * step).sum(axis=1) / 2
-        active = active & (gained > LEAST_GAIN)
+        if number:
+            active = active & (gained > LEAST_GAIN)
+        else:
+            anisotropic = gained - _isotropic_gain(gradient, hessian)
+            beyond = np.array([is_beyond_noise(one, 2) for one in anisotropic.tolist()])
+            active = active & (beyond | (begun & (gained > LEAST_GAIN)))
         if not active.any():
             break
         observer = with_magnification(observer, np.where(active[:, None], step, 0).reshape(-1, 2, 2))
         gain += np.where(active, gained, 0)
         gradient, hessian = new_gradient, new_hessian
     return MagnificationFit(observer, error, gain)
+
+
+def _isotropic_gain(gradient: np.ndarray, hessian: np.ndarray) -> np.ndarray:
+    """What a scale and a turn alone would gain of the log-likelihood, (G,), by gradient and information."""
+    found = []
+    for pull, stiff in zip(gradient @ ISOTROPIC.T, ISOTROPIC @ hessian @ ISOTROPIC.T, strict=True):
+        found.append(pull @ np.linalg.lstsq(stiff, pull, rcond=None)[0] / 2)
+    return np.array(found)
 
 
 def _sums(observer: Observer, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -71,7 +90,7 @@ def _sums(observer: Observer, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]
         seen, rotations = observer.observe(part), observer.rotations(part)
         values = seen.envelope * np.sin(seen.phase)
         expected = seen.slices * values
-        scaled = values * (observer.scale[part] * seen.slices.any(axis=1)).astype(np.float32)[:, None]
+        scaled = values * observer.factors(part) * np.any(seen.slices, axis=1, keepdims=True)
         moments = [observer.slices_of((first, second), part, rotations)
                    for first, second in zip(*observer.references.moments, strict=True)]  # fmt: skip
         factor = np.complex64(-2j * np.pi / observer.table.box)

@@ -13,9 +13,18 @@ from sparsecv.engine.io.checks import floats_or
 from sparsecv.engine.io.mrc import Map
 from sparsecv.engine.io.optics import OpticsGroup
 from sparsecv.engine.io.particles import ParticleTable
-from sparsecv.engine.physics.aberrations import even_coefficients, odd_coefficients, odd_polynomial, split_coma
+from sparsecv.engine.physics.aberrations import even_coefficients, split_coma
 from sparsecv.engine.physics.ctf import defocus_terms, wavelength
-from sparsecv.engine.refine.ctf_refine.aberrations import PhaseFit, PhaseSums, fit_even, fit_odd, phase_sums
+from sparsecv.engine.refine.ctf_refine.aberrations import (
+    PhaseFit,
+    PhaseSums,
+    added,
+    fit_even,
+    fit_odd,
+    has_odd,
+    phase_sums,
+    with_odd,
+)
 from sparsecv.engine.refine.ctf_refine.defocus import Rings, refine_defocus, with_changes
 from sparsecv.engine.refine.ctf_refine.magnification import fit_magnification
 from sparsecv.engine.refine.ctf_refine.observations import Observer, References, measured, without_own
@@ -169,7 +178,8 @@ class _State:
         self.observer = measured(self.observer, self.settings.files[1:3])
 
     def _magnification(self) -> float:
-        fit = fit_magnification(self.observer, self.enough)
+        begun = np.array([group.is_distorted for group in self.observer.table.optics])
+        fit = fit_magnification(self.observer, self.enough, begun)
         before, self.observer = _terms(self.observer.table), fit.observer
         self.first += _terms(self.observer.table) - before  # new coordinates are no change
         for found, gain, error in zip(self.groups, fit.gain, fit.error, strict=True):
@@ -187,13 +197,13 @@ class _State:
             if s.beam_tilt or s.trefoil:
                 fit = fit_odd(sums, number, disc, length, coma=s.beam_tilt, trefoil=s.trefoil)
                 found.tilt_error = _tilt_error(optics[number], fit) if s.beam_tilt else None
-                if fit.gain > fit.free:
-                    optics[number] = _with_odd(optics[number], fit, is_tilt=s.beam_tilt)
+                if fit.is_for(has_odd(optics[number])):
+                    optics[number] = with_odd(optics[number], fit.polynomial, is_tilt=s.beam_tilt)
                     found.odd_gain, total = found.odd_gain + fit.gain, total + fit.gain
             if s.even_aberrations:
                 fit = fit_even(sums, number, disc, length)
-                if fit.gain > fit.free:
-                    even = even_coefficients(_sum(optics[number].even_polynomial(), fit.polynomial))
+                if fit.is_for(any(optics[number].even)):
+                    even = even_coefficients(added(optics[number].even_polynomial(), fit.polynomial))
                     optics[number] = replace(optics[number], even=tuple(even.tolist()))
                     found.even_gain, total = found.even_gain + fit.gain, total + fit.gain
         self.observer = replace(self.observer, table=table.with_optics(tuple(optics)))
@@ -230,23 +240,6 @@ class _State:
 def _terms(table: ParticleTable) -> np.ndarray:
     """`defocus_terms` of a table, (n, 3)."""
     return np.stack(defocus_terms(table.defocus_u, table.defocus_v, table.defocus_angle), axis=1)
-
-
-def _sum(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Sum of two polynomials of any lengths."""
-    size = max(len(first), len(second))
-    return np.pad(first, (0, size - len(first))) + np.pad(second, (0, size - len(second)))
-
-
-def _with_odd(group: OpticsGroup, fit: PhaseFit, *, is_tilt: bool) -> OpticsGroup:
-    """A group with an odd phase added: coma as a beam tilt where one is refined and makes any, the rest as Zernike."""
-    lam = float(wavelength(np.array(group.voltage_kv)))
-    total = _sum(group.odd_polynomial(), fit.polynomial)
-    if is_tilt and group.cs_mm > 0:
-        tilt, rest = split_coma(total, group.cs_mm, lam)
-    else:
-        tilt, rest = group.beam_tilt, _sum(total, -odd_polynomial((), group.beam_tilt, group.cs_mm, lam))
-    return replace(group, beam_tilt=tilt, odd=tuple(odd_coefficients(rest).tolist()))
 
 
 def _tilt_error(group: OpticsGroup, fit: PhaseFit) -> np.ndarray | None:
