@@ -176,6 +176,24 @@ def test_particles_are_found_in_the_original_by_image_too(tmp_path):
         cs_of_star(tmp_path / "b.star", original[:10])
 
 
+def test_particles_that_may_be_several_are_refused(tmp_path):
+    """Stacks of one name in two folders, copies of an image: nothing is taken for what it may not be."""
+    random_star(tmp_path / "a.star")
+    original, _ = cs_of_star(tmp_path / "a.star")
+    double = np.concatenate([original, original[:1]])
+    double["uid"][-1], double["blob/path"][-1] = 1, double["blob/path"][0].replace(b"far/", b"no/")
+    with pytest.raises(InputError, match=r"row 1: several particles of the original may be meant.*csUid"):
+        cs_of_star(tmp_path / "a.star", double)
+    star, _ = star_of_cs(original, "a.cs")
+    star.write(tmp_path / "uid.star")
+    cs_of_star(tmp_path / "uid.star", double)  # csUid says which
+    names = StarFile.read(tmp_path / "a.star").table("particles").strings("rlnImageName")
+    random_star(tmp_path / "copies.star", rlnImageName=[*names[:1], *names[:-1]])
+    for given in (None, original):
+        with pytest.raises(InputError, match="row 2: a particle occurs twice"):
+            cs_of_star(tmp_path / "copies.star", given)
+
+
 def _spoiled(table, field, row, value):
     spoiled = table.copy()
     spoiled[field][row] = value
@@ -223,6 +241,7 @@ def test_command(tmp_path, capsys):
     assert main(["convert", str(tmp_path / "a.star"), first]) == 0
     assert main(["convert", first, second]) == 0
     assert f"written: {second}, 1000 particles" in capsys.readouterr().out
+    assert main(["convert", first, str(tmp_path / "new" / "b.star")]) == 0
     assert (tmp_path / "b.toml").is_file() and UID in StarFile.read(second).table("particles")
     table = read_cs(first)
     for part in ("blob", "ctf"):

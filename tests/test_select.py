@@ -243,6 +243,7 @@ def test_images_beside_the_file_are_found_from_elsewhere(tmp_path: Path) -> None
         (["--optics-groups", "loud"], "--optics-groups: no such optics group (value 'loud'); rule: the file has quiet, "
                                       "noisy"),
         (["--random", 1000], "--random: more than there are (value 1000); rule: at most the 400"),
+        (["--random", 1], "1 at random: no particle is left in half set"),
         (["--random", 20, "--split", 15], "--split: more subsets than images (value 15)"),
         (["--least", 2, "--most", 1], "least: nothing can be kept (value 2.0); rule: at most 1"),
         (["--micrographs", "LIST"], "none of the particles is of a micrograph in it (value 'mic99.mrc')"),
@@ -263,3 +264,15 @@ def test_inputs_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     before = path.read_bytes()
     assert chosen(path, "--keep", 0.5) == cli.WRONG_INPUT
     assert "would be overwritten" in capsys.readouterr().err and path.read_bytes() == before
+    path = path.rename(tmp_path / "particles.star")
+    for number in (1, 2):  # what a selection removes is as lost as what it overwrites
+        listed = written(tmp_path / f"kept_part{number}.star", columns())
+        assert chosen(path, "--keep", 0.5, "--micrographs", listed) == cli.WRONG_INPUT
+        assert "would be overwritten" in capsys.readouterr().err and listed.is_file()
+    assert chosen(path, "--keep", 0.5) == 0
+    assert not list(tmp_path.glob("kept_part*"))
+    (tmp_path / "kept.toml").write_text("[refine]\n")
+    before = (tmp_path / "kept.star").read_bytes()
+    assert chosen(path, "--keep", 0.2) == cli.WRONG_INPUT
+    assert "overwritten by the settings of select" in capsys.readouterr().err
+    assert (tmp_path / "kept.star").read_bytes() == before

@@ -334,6 +334,26 @@ def write_settings(path: str | Path, command: str, settings: Any, arguments: Seq
     atomic_text(path, settings_text(command, settings, arguments))
 
 
+def settings_beside(output: Path, command: str) -> Path:
+    """The file for the settings behind one output file, OUTPUT.toml for OUTPUT.star.
+
+    Raises
+    ------
+    InputError
+        Where such a file holds anything else, as a refinement's ``run.toml``, without which it cannot be continued.
+    """
+    path = output.with_suffix(".toml")
+    try:
+        is_other = path.exists() and not set(read_toml(path)) <= {command, PROVENANCE}
+    except InputError:
+        is_other = True
+    if is_other:
+        raise InputError(f"would be overwritten by the settings of {command}", file=path,
+                         rule="no such file beside the output, or one of the same command",
+                         remedy="choose another name for the output")
+    return path
+
+
 def toml_value(value: Any) -> str:
     """A bool, int, float, str, Path or tuple of them as TOML; InputError for text that is not Unicode."""
     if isinstance(value, tuple):

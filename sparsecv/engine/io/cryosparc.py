@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +302,7 @@ def cs_of_star(
         added = [(entry[0], np.dtype(entry[1:]) if len(entry) > 2 else np.dtype(entry[1]), _start(entry[0]))
                  for entry in wanted if entry[0] not in names_of(found)]  # fmt: skip
         found = with_fields(found, added)
+    _check_uids(found["uid"], path)
     terms = [cs_terms(group, aberrations) for group in table.optics]
     kept = () if original is None else names_of(original)
     _fill(found, table, terms, kept, keep_terms=aberrations == NONE)
@@ -315,6 +317,16 @@ def cs_of_star(
         notes.append(f"{path}: the particles have no half sets: "
                      + ("those of the original are kept" if SPLIT in kept else "all are in split 0"))  # fmt: skip
     return found, notes
+
+
+def _check_uids(uids: NDArray[np.uint64], path: str | Path) -> None:
+    """Refuse, with InputError, particles that are one and the same to cryoSPARC."""
+    first = np.unique(uids, return_index=True)[1]
+    if len(first) < len(uids):
+        row = int(np.setdiff1d(np.arange(len(uids)), first)[0])
+        raise InputError("a particle occurs twice", file=path, item=f"row {row + 1}", value=int(uids[row]),
+                         rule="each row of a .cs file has a uid of its own",
+                         remedy="remove the copies; particles are symmetry-expanded in cryoSPARC itself")
 
 
 def _read_star(path: str | Path, *, needs_boxes: bool) -> ParticleTable:
@@ -393,13 +405,21 @@ def _rows_in(original: NDArray[Any], source: Any, stacks: list[str], numbers: ND
             raise InputError("the original has no images (blob/path, blob/idx)", item="original",
                              remedy="give its passthrough file with --passthrough")
         of = zip(original["blob/path"], original["blob/idx"].tolist(), strict=True)
-        known = {(number, _stem(text_of(stack))): row for row, (stack, number) in enumerate(of)}
+        held = [(number, _stem(text_of(stack))) for stack, number in of]
+        known = {key: row for row, key in enumerate(held)}
         keys = [(number, _stem(stack)) for number, stack in zip(numbers.tolist(), stacks, strict=True)]
     missing = [row for row, key in enumerate(keys) if key not in known]
     if missing:
         raise InputError(f"{len(missing)} of {len(keys)} particles are not in the original .cs file", file=path,
                          item=f"row {missing[0] + 1}", value=keys[missing[0]],
                          rule="the file that these particles came from")
+    if UID not in source and len(known) < len(held):
+        counts = Counter(held)
+        shared = [row for row, key in enumerate(keys) if counts[key] > 1]
+        if shared:
+            raise InputError("several particles of the original may be meant", file=path, item=f"row {shared[0] + 1}",
+                             value=keys[shared[0]], rule="one image of this number and name of the stack",
+                             remedy=f"keep the column {UID} that convert has written")
     return np.array([known[key] for key in keys], dtype=np.int64)
 
 

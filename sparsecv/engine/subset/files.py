@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,15 @@ def beside(output: Path, end: str) -> Path:
 
 
 def results(output: Path, parts: int) -> list[Path]:
-    """All files that a selection into so many parts can write, but for its settings."""
+    """All files that a selection into so many parts writes, but for its settings, or removes."""
     ends = ["_removed.star", ".json", ".png", *(f"_part{number}.star" for number in range(1, parts + 1))]
-    return [output, *(beside(output, end) for end in ends)]
+    return [output, *(beside(output, end) for end in ends), *_old_parts(output)]
+
+
+def _old_parts(output: Path) -> list[Path]:
+    """The parts that an earlier selection has left."""
+    parts = (beside(output, f"_part{number}.star") for number in itertools.count(1))
+    return list(itertools.takewhile(Path.is_file, parts))
 
 
 def write_selection(output: Path, found: Selection) -> list[Path]:
@@ -39,11 +46,8 @@ def write_selection(output: Path, found: Selection) -> list[Path]:
         STAR file of those kept; the others stand beside it.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    beside(output, ".png").unlink(missing_ok=True)
-    number = 1
-    while (part := beside(output, f"_part{number}.star")).is_file() and part.resolve() != found.table.path.resolve():
-        part.unlink()
-        number += 1
+    for path in (beside(output, ".png"), *_old_parts(output)):
+        path.unlink(missing_ok=True)
     star = _with_names_that_lead(found.table, output)
     stars = {output: found.kept, beside(output, "_removed.star"): ~found.kept}
     for number in range(int(found.part.max(initial=-1)) + 1):

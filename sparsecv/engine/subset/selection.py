@@ -153,7 +153,7 @@ def _at_random(found: Selection, count: int, seed: int) -> Bool:
 
     def draw(own: NDArray[np.int64]) -> NDArray[np.int64]:
         ordered = _shuffled(found.table, own, rng)
-        return np.concatenate(_whole_images(ordered, numbers[int(found.table.halves[own[0]])]))
+        return np.concatenate([own[:0], *_whole_images(ordered, numbers[int(found.table.halves[own[0]])])])
 
     return _in_each_half(found, draw)
 
@@ -224,6 +224,6 @@ def _shuffled(
 
 
 def _whole_images(ordered: list[NDArray[np.int64]], count: int) -> list[NDArray[np.int64]]:
-    """The first images that have ``count`` rows together, or the most below that; at least one."""
+    """The first images that have ``count`` rows together, or the most below that."""
     ends = np.cumsum([len(rows) for rows in ordered])
-    return ordered[: max(1, int(np.searchsorted(ends, count, side="right")))]
+    return ordered[: int(np.searchsorted(ends, count, side="right"))]
