@@ -93,6 +93,21 @@ def test_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
         assert choose_precision(cuda, "auto", WEAK) is FULL
 
 
+def test_power_is_the_most_that_an_image_can_see() -> None:
+    """Of all references, in the quietest optics group at each shell, at the largest scale of a group."""
+    box = 16
+    density, disc = blobs(box), make_disc(box, 6)
+    scale, rng = np.array([0.8, 1.5]), np.random.default_rng(5)
+    noise = rng.uniform(0.5, 2, (2, box // 2 + 1))
+    half = HalfState(density, noise, scale, 2.0, 2.0, 5.0)
+    plan = search_plan(Geometry(box, 6.0, 80.0), 6, half, np.eye(3)[None], Draws.of(1, 1, 5), "global")
+    bank = GridBank(cpu, map_to_volume(cpu, density, disc.last), plan, disc, PADDING)
+    slices = bank.pairs.view(np.complex64).astype(complex)
+    power = (np.abs(slices) * scale.max()) ** 2 / noise.min(axis=0)[bank.disc.shell]
+    wanted = power.sum(axis=1).max(), (power**2).sum(axis=1).max()
+    assert bank.signal_power(cpu, noise, scale) == pytest.approx(wanted, rel=1e-4)
+
+
 @pytest.mark.parametrize(("precision", "part"), [("bf16", 0.2), ("bf16", 0.5), ("bf16", 0.98), ("tf32", 0.98)])
 def test_pruning_keeps_all_that_matters(precision: str, part: float) -> None:
     """At several parts of the largest error allowed: what has a posterior in float32 has the same with less.
