@@ -243,6 +243,8 @@ def test_images_beside_the_file_are_found_from_elsewhere(tmp_path: Path) -> None
         (["--optics-groups", "loud"], "--optics-groups: no such optics group (value 'loud'); rule: the file has quiet, "
                                       "noisy"),
         (["--random", 1000], "--random: more than there are (value 1000); rule: at most the 400"),
+        (["--random", 10, "--relative-to", "optics"], "relative_to: has no meaning here (value 'optics')"),
+        (["--least", 1, "--prefer", "low"], "prefer: has no meaning here (value 'low'); rule: with --keep only"),
         (["--random", 1], "1 at random: no particle is left in half set"),
         (["--random", 20, "--split", 15], "--split: more subsets than images (value 15)"),
         (["--least", 2, "--most", 1], "least: nothing can be kept (value 2.0); rule: at most 1"),

@@ -104,7 +104,7 @@ def _judge(settings: SelectSettings, found: Selection) -> None:
     if settings.keep is not None and prefer is None:
         raise InputError("no values are the best", file=table.path, item=f"--by {settings.by} --keep",
                          value=settings.keep, rule="--least or --most, or --keep with --prefer high, low or middle",
-                         remedy="say --prefer")  # fmt: skip
+                         remedy="say which values are the best")  # fmt: skip
     group = {"optics": table.optics_index, "micrograph": table.micrograph_index}.get(found.relative_to)
     if group is not None:
         _tell_small_groups(found, group)

@@ -65,6 +65,11 @@ class SelectSettings:
             raise InputError("nothing says which particles to keep", rule="--keep, --least, --most, --optics-groups, "
                              "--micrographs, --random or --split",
                              remedy="--keep 0.9 keeps the nine in ten that fit best")  # fmt: skip
+        for name, is_used, rule in (("relative_to", self.judges, "with --keep, --least or --most only"),
+                                    ("prefer", self.keep is not None, "with --keep only")):  # fmt: skip
+            if getattr(self, name) is not None and not is_used:
+                raise InputError("has no meaning here", item=name, value=getattr(self, name), rule=rule,
+                                 remedy="leave it away")
 
     @property
     def judges(self) -> bool:
