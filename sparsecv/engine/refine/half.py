@@ -299,7 +299,8 @@ def expectation_maximisation(
                                 has_sidebands=search.slices is not None)
     precision = FULL
     if search.bank is not None:
-        power = search.bank.signal_power(ops, particles.known(half.noise), half.scale)
+        largest = np.abs(particles.parameters.scale).max()
+        power = search.bank.signal_power(ops, particles.known(half.noise), half.scale * largest)
         precision = choose_precision(ops, particles.precision, power)
         particles.tell_once(precision.reason)
     sums, done = [], 0
