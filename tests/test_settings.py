@@ -48,6 +48,7 @@ class Sample:
     deep: bool = option(False, "whether to dig", expert=True)
     no_ctf: bool = option(False, "ignore the CTF")
     resume: bool = option(False, "go on")
+    depth: int | None = option(None, "how deep", only_with="deep")
 
 
 @dataclass(frozen=True)
@@ -242,3 +243,11 @@ def test_settings_beside_an_output_take_the_place_of_their_like_only(tmp_path: P
         else:
             assert settings_beside(tmp_path / "run.star", "dig") == tmp_path / "run.toml"
     assert settings_beside(tmp_path / "new.star", "dig") == tmp_path / "new.toml"
+
+
+def test_a_switch_that_is_taken_back_takes_what_belongs_to_it_along() -> None:
+    """As --no-ewald does with the hand that run.toml has; what is said beside it stays, to be refused."""
+    recorded = {"first": Path("a"), "deep": True, "depth": 7}
+    assert build(Sample, recorded, {"number": 4}).depth == 7
+    assert build(Sample, recorded, {"deep": False}).depth is None
+    assert build(Sample, recorded, {"deep": False, "depth": 3}).depth == 3

@@ -39,11 +39,15 @@ T = TypeVar("T")
 
 
 def option(
-    default: Any, text: str, *, choices: tuple[str, ...] = (), expert: bool = False, positional: bool = False
-) -> Any:
-    """A dataclass field with what the command line says about it; ``%`` is doubled in the text, as for argparse."""
-    return field(default=default,
-                 metadata={"help": text, "choices": choices, "expert": expert, "positional": positional})
+    default: Any, text: str, *, choices: tuple[str, ...] = (), expert: bool = False, positional: bool = False,
+    only_with: str = "",
+) -> Any:  # fmt: skip
+    """A dataclass field with what the command line says about it; ``%`` is doubled in the text, as for argparse.
+
+    ``only_with`` is the switch without which it has no meaning: what takes that back takes this back, too.
+    """
+    return field(default=default, metadata={"help": text, "choices": choices, "expert": expert,
+                                            "positional": positional, "only_with": only_with})  # fmt: skip
 
 
 def required(text: str, *, positional: bool = False) -> Any:
@@ -195,6 +199,9 @@ def build(cls: type[T], *layers: Mapping[str, Any]) -> T:
     """
     values: dict[str, Any] = {}
     for layer in layers:
+        for entry in fields(cls):  # type: ignore[arg-type]  # a dataclass
+            if layer.get(entry.metadata.get("only_with", "")) is False:
+                values.pop(entry.name, None)
         values.update(layer)
     missing = [entry.shown for entry in settings_of(cls) if entry.default is MISSING and entry.name not in values]
     if missing:
