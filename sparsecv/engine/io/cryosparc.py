@@ -137,7 +137,7 @@ def _check_values(table: NDArray[Any], path: str | Path) -> None:
         "blob/idx": (0, 2**31 - 2, "0 or more, below 2^31"), "blob/shape": (1, 2**20, "1 or more pixels"),
         "blob/psize_A": (1e-6, 1000, "0 < pixel size < 1000 A"), SPLIT: (0, 1, "0 or 1"),
         PIXEL: (1e-6, 1000, "0 < pixel size < 1000 A"), "ctf/accel_kv": (10, 3000, "10 to 3000 kV"),
-        SCALE_3D: (-1e3, 1e3, "at most 1e3"),
+        SCALE_3D: (-1e3, 1e3, "at most 1e3"), "ctf/amp_contrast": (0, 1, "0 to 1"),
         **{name: (-largest, largest, f"at most {largest:g}{'' if name == ANISOMAG else ' A'}")
            for name, largest in LARGEST.items()},
     }  # fmt: skip
@@ -148,6 +148,9 @@ def _check_values(table: NDArray[Any], path: str | Path) -> None:
                 row = int(np.argmin(good))
                 raise InputError("out of range", file=path, item=f"row {row + 1}, {name}", rule=rule,
                                  value=table[name][row].tolist(), remedy=REMEDY)  # fmt: skip
+    if SIGN in names_of(table) and not table[SIGN].all():
+        raise InputError("out of range", file=path, item=f"row {int(np.argmin(table[SIGN] != 0)) + 1}, {SIGN}", value=0,
+                         rule="1, or -1 where particles are dark", remedy=REMEDY)  # fmt: skip
     for name in ("blob/path", "location/micrograph_path"):
         if name in names_of(table):
             values, first = np.unique(table[name], return_index=True)
@@ -159,7 +162,7 @@ def _check_values(table: NDArray[Any], path: str | Path) -> None:
                                      value=text, rule=rule, remedy="rename the file, or link to it under a plain name")
 
 
-_USED = {*IMAGES, *OPTICS, *DEFOCUS, *POSE, *TERMS, PHASE, BFACTOR, SCALE, SIGN, SCALE_3D, PIXEL}
+_USED = {*IMAGES, *OPTICS, *DEFOCUS, *POSE, *PLACE, *TERMS, PHASE, BFACTOR, SCALE, SIGN, SCALE_3D, PIXEL}
 
 
 def _float(table: NDArray[Any], name: str, default: float | None = None) -> NDArray[np.float64]:
