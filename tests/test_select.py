@@ -176,6 +176,17 @@ def test_groups_micrographs_and_thresholds(tmp_path: Path) -> None:
         assert rows(tmp_path / "kept.star") == set(np.flatnonzero(np.isin(micrograph, ["mic1.mrc", "mic5.mrc"])))
 
 
+def test_what_is_not_printed_of_many_groups_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    star, given = StarFile.new(), columns()
+    star.add_loop("optics", {name: [*values, *values[:1] * 5] for name, values in OPTICS.items()} | {
+        "rlnOpticsGroup": list(range(1, 8)), "rlnOpticsGroupName": list("abcdefg")})  # fmt: skip
+    star.add_loop("particles", given | {"rlnOpticsGroup": [1 + row % 7 for row in range(COUNT)]})
+    star.write(tmp_path / "a.star")
+    assert chosen(tmp_path / "a.star", "--random", 100) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("optics group ") == 5 and "... and 2 more optics groups" in printed
+
+
 def test_random_subsets_are_of_both_halves_and_copies_stay_together(tmp_path: Path) -> None:
     given = columns()
     names = list(given["rlnImageName"])

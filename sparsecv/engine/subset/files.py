@@ -17,7 +17,7 @@ from sparsecv.engine.io.star import StarFile
 from sparsecv.engine.report.subset import plot_selection
 from sparsecv.engine.subset.selection import Selection
 
-MOST_MICROGRAPHS = 5  # that are printed
+MOST_SHOWN = 5  # optics groups and micrographs that are printed
 
 
 def beside(output: Path, end: str) -> Path:
@@ -123,11 +123,14 @@ def summary(found: Selection) -> list[str]:
     lines += [f"  {rule}: {count} removed" for rule, count in found.removed_by.items()]
     if table.halves.any():
         lines += [f"half set {half}: {_share(one)}" for half, one in content["half_sets"].items()]
-    lines += [f"optics group {name}: {_share(one)}" for name, one in content["optics_groups"].items()
-              if one["particles"]][:MOST_MICROGRAPHS]  # fmt: skip
+    groups = [f"optics group {name}: {_share(one)}" for name, one in content["optics_groups"].items()
+              if one["particles"]]  # fmt: skip
+    lines += groups[:MOST_SHOWN]
+    if len(groups) > MOST_SHOWN:
+        lines.append(f"... and {len(groups) - MOST_SHOWN} more optics groups, in the .json file")
     counts = _by_micrograph(found)
     lost = 1 - counts[:, 1] / counts[:, 0]
-    worst = [row for row in np.argsort(-lost, kind="stable")[:MOST_MICROGRAPHS].tolist() if lost[row] > lost.mean()]
+    worst = [row for row in np.argsort(-lost, kind="stable")[:MOST_SHOWN].tolist() if lost[row] > lost.mean()]
     if worst and len(counts) > 1:
         told = ", ".join(f"{table.micrograph_names[row]} {counts[row, 1]} of {counts[row, 0]}" for row in worst)
         lines.append(f"micrographs that keep least: {told}")
