@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from scipy.stats import norm
 
 from sparsecv import cli
 from sparsecv.engine.io.star import StarFile, StarTable
-from sparsecv.engine.subset.qualities import FEWEST, goodness, standardised
+from sparsecv.engine.subset.qualities import FEWEST, goodness, of_like_defocus, standardised
 
 COUNT, MICROGRAPHS = 400, 8
 OPTICS = {
@@ -103,6 +104,21 @@ def test_the_best_are_high_low_or_in_the_middle() -> None:
     assert [int(np.argmax(goodness(values, prefer, halves))) for prefer in ("high", "low", "middle")] == [4, 0, 2]
 
 
+def test_classes_of_defocus_are_of_one_group_and_half_and_alike() -> None:
+    rng = np.random.default_rng(6)
+    group, halves = np.repeat([0, 1, 2], [5000, 450, 30]), rng.integers(1, 3, 5480)
+    defocus = rng.uniform(8000, 25000, 5480)
+    found = of_like_defocus(group, halves.astype(np.int8), defocus)
+    for number, counts in ((0, (20, 20)), (1, (2, 2)), (2, (1, 1))):
+        for half, count in zip((1, 2), counts, strict=True):
+            own = (group == number) & (halves == half)
+            classes = np.unique(found[own])
+            assert len(classes) == count and not np.isin(classes, found[group != number]).any()
+            parts = sorted((defocus[own & (found == one)] for one in classes), key=np.min)
+            assert all(low.max() <= high.min() for low, high in itertools.pairwise(parts))
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
 # ------------------------------------------------------------------------------------------------------- selections
 def test_the_best_are_kept_in_each_half_and_the_rest_is_beside(tmp_path: Path, capsys: pytest.CaptureFixture[str]
                                                                ) -> None:
@@ -149,6 +165,31 @@ def test_nothing_crosses_the_half_sets(tmp_path: Path, words: list[object]) -> N
     second = rows(tmp_path / "kept.star")
     ones = set(np.flatnonzero(halves == 1).tolist())
     assert first & ones == second & ones and first != second
+
+
+def test_low_defocus_is_no_junk(tmp_path: Path) -> None:
+    """Log evidence falls with the defocus, as low frequencies do; what is removed is of every defocus alike."""
+    given, count = columns(2000, seed=3), 2000
+    rng = np.random.default_rng(4)
+    defocus = rng.uniform(8000, 25000, count)
+    evidence = 40 * defocus / 16000 + 5 * rng.standard_normal(count)
+    halves, planted = np.array(given["rlnRandomSubset"]), rng.permutation(count)[:100]
+    evidence[planted] = 2 * rng.standard_normal(100) - 5  # at any defocus
+    given |= {"rlnDefocusU": defocus.tolist(), "rlnDefocusV": defocus.tolist(),
+              "rlnOpticsGroup": [1] * count, "sparsecvLogEvidence": evidence.tolist()}  # fmt: skip
+    path = written(tmp_path / "a.star", given)
+    shares = {}
+    for words in ((), ("--relative-to", "optics")):
+        assert chosen(path, "--by", "evidence", "--keep", 0.8, *words) == 0
+        kept = np.isin(np.arange(count), list(rows(tmp_path / "kept.star")))
+        real = ~np.isin(np.arange(count), planted)
+        fifths = np.searchsorted(np.quantile(defocus, [0.2, 0.4, 0.6, 0.8]), defocus)
+        shares[words] = [kept[real & (fifths == part)].mean() for part in range(5)]
+        assert [int(kept[halves == half].sum()) for half in (1, 2)] == [800, 800]
+        assert not words or kept[planted].sum() == 0
+        assert words or kept[planted].sum() <= 3
+    assert max(shares[()]) - min(shares[()]) < 0.1
+    assert min(shares["--relative-to", "optics"]) < 0.5
 
 
 def test_groups_micrographs_and_thresholds(tmp_path: Path) -> None:

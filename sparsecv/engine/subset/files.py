@@ -68,7 +68,8 @@ def write_selection(output: Path, found: Selection) -> list[Path]:
 def described(found: Selection) -> str:
     """What particles were judged by, and relative to what."""
     assert found.quality is not None, "asked for where particles were judged"
-    within = {"none": "", "optics": ", in sigma of the optics group", "micrograph": ", in sigma of the micrograph"}
+    within = {"none": "", "optics": ", in sigma of the optics group", "defocus": ", in sigma of those of like defocus",
+              "micrograph": ", in sigma of the micrograph"}
     return found.quality.words + within[found.relative_to]
 
 
