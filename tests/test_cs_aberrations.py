@@ -193,6 +193,11 @@ def test_what_a_star_file_says_of_optics_is_named_with_its_size(tmp_path):
     table, notes = cs_of_star(tmp_path / "a.star", aberrations="none")
     assert f"{tmp_path / 'a.star'}: not carried over, and so ignored (--aberrations): ctf/tilt_A (up to {size}" in notes
     assert not table["ctf/tilt_A"].any()
+    star.table("optics").set("rlnEvenZernike", [f"[{'1,' * 8}1]"])  # part of it is tetrafoil
+    star.write(tmp_path / "a.star")
+    for aberrations, end in (("specter", "Cs now: the same CTFs"), ("none", "Cs now")):
+        _, notes = cs_of_star(tmp_path / "a.star", aberrations=aberrations)
+        assert any(note.endswith(end) for note in notes)
 
 
 def test_command_offers_the_conventions(tmp_path, capsys):

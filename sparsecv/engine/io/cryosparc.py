@@ -354,7 +354,8 @@ def _told_of_star(table: ParticleTable, terms: list[CsTerms], aberrations: str) 
     notes = _told(found, table.path, aberrations)
     if any(one.phase_shift or any(one.defocus) or one.cs_mm != group.cs_mm
            for one, group in zip(terms, table.optics, strict=True)):  # fmt: skip
-        notes.append(f"{table.path}: rlnEvenZernike is in part in defocus, phase shift and Cs now: the same CTFs")
+        same = "" if aberrations == NONE else ": the same CTFs"
+        notes.append(f"{table.path}: rlnEvenZernike is in part in defocus, phase shift and Cs now{same}")
     lost = max((one.lost for one in terms), default=0.0)
     if lost:
         notes.append(f"{table.path}: not carried over: Zernike coefficients beyond the fourth order ({lost:.2g} rad at "
