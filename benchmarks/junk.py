@@ -22,7 +22,7 @@ from sparsecv.engine.io.mrc import ImageStack, write_stack
 from sparsecv.engine.io.particles import ParticleTable
 from sparsecv.engine.io.star import StarFile
 from sparsecv.engine.simulate import SimulateSettings, simulate
-from sparsecv.engine.subset.qualities import QUALITIES, goodness, values_of
+from sparsecv.engine.subset.qualities import QUALITIES, goodness, of_like_defocus, values_of
 
 PARTICLES, BOX, PIXEL_SIZE, SNR, SEED, DIAMETER = 2000, 64, 3.0, 0.08, 4, "150"
 EVERY, MORE_NOISE = 10, 3.0
@@ -103,10 +103,12 @@ def main() -> None:
                        "--particle-diameter", DIAMETER, "--threads", str(bench.threads), log=folder / "refine.log")
     found = ParticleTable.read(run / "run_data.star", check_images=False)
     kinds = kind_of(PARTICLES)[found.image_index]
+    like = of_like_defocus(found.optics_index, found.halves, (found.defocus_u + found.defocus_v) / 2)
     rows, areas = [], {}
     for name in OF_A_REFINEMENT:
         quality = QUALITIES[name]
-        for words, group in (("-", None), ("optics group", found.optics_index), ("micrograph", found.micrograph_index)):
+        for words, group in (("-", None), ("optics group", found.optics_index), ("like defocus", like),
+                             ("micrograph", found.micrograph_index)):  # fmt: skip
             if words == "micrograph" and name not in MOST_LIKELY:
                 continue
             values = values_of(name, quality, found.star.table(found.table_name), found.halves, group)

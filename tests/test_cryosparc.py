@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from sparsecv.cli import main
 from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.cryosparc import UID, cs_of_star, star_of_cs
-from sparsecv.engine.io.cs_table import read_cs, write_cs
+from sparsecv.engine.io.cs_table import read_cs, with_fields, write_cs
 from sparsecv.engine.io.particles import ParticleTable
 from sparsecv.engine.io.star import StarFile
 
@@ -176,6 +176,24 @@ def test_particles_are_found_in_the_original_by_image_too(tmp_path):
         cs_of_star(tmp_path / "b.star", original[:10])
 
 
+def test_particles_that_may_be_several_are_refused(tmp_path):
+    """Stacks of one name in two folders, copies of an image: nothing is taken for what it may not be."""
+    random_star(tmp_path / "a.star")
+    original, _ = cs_of_star(tmp_path / "a.star")
+    double = np.concatenate([original, original[:1]])
+    double["uid"][-1], double["blob/path"][-1] = 1, double["blob/path"][0].replace(b"far/", b"no/")
+    with pytest.raises(InputError, match=r"row 1: several particles of the original may be meant.*csUid"):
+        cs_of_star(tmp_path / "a.star", double)
+    star, _ = star_of_cs(original, "a.cs")
+    star.write(tmp_path / "uid.star")
+    cs_of_star(tmp_path / "uid.star", double)  # csUid says which
+    names = StarFile.read(tmp_path / "a.star").table("particles").strings("rlnImageName")
+    random_star(tmp_path / "copies.star", rlnImageName=[*names[:1], *names[:-1]])
+    for given in (None, original):
+        with pytest.raises(InputError, match="row 2: a particle occurs twice"):
+            cs_of_star(tmp_path / "copies.star", given)
+
+
 def _spoiled(table, field, row, value):
     spoiled = table.copy()
     spoiled[field][row] = value
@@ -191,10 +209,14 @@ def test_bad_tables_are_refused(tmp_path):
         ("blob/shape", (64, 32), "not square"),
         ("ctf/tilt_A", np.nan, "row 6, ctf/tilt_A: not a finite number"),
         ("ctf/trefoil_A", -1e9, "row 6, ctf/trefoil_A: out of range"),
-        ("ctf/accel_kv", 0, "10 to 3000 kV"),
+        ("ctf/accel_kv", 0, "10 to 3000 kV"), ("ctf/amp_contrast", 1.5, "row 6, ctf/amp_contrast: out of range"),
+        ("blob/sign", 0, "row 6, blob/sign: out of range"),
     ):
         with pytest.raises(InputError, match=message):
             star_of_cs(_spoiled(table, field, 5, value), "a.cs")
+    placed = with_fields(table, [("location/micrograph_path", "S3", b"a.m"), ("location/center_x_frac", "<f4", np.nan)])
+    with pytest.raises(InputError, match="row 1, location/center_x_frac: not a finite number"):
+        star_of_cs(placed, "a.cs")
     write_cs(tmp_path / "twice.cs", _spoiled(table, "uid", 1, table["uid"][0]))
     write_cs(tmp_path / "plain.cs", np.zeros(3))
     write_cs(tmp_path / "nouid.cs", table[["blob/idx"]])
@@ -223,6 +245,7 @@ def test_command(tmp_path, capsys):
     assert main(["convert", str(tmp_path / "a.star"), first]) == 0
     assert main(["convert", first, second]) == 0
     assert f"written: {second}, 1000 particles" in capsys.readouterr().out
+    assert main(["convert", first, str(tmp_path / "new" / "b.star")]) == 0
     assert (tmp_path / "b.toml").is_file() and UID in StarFile.read(second).table("particles")
     table = read_cs(first)
     for part in ("blob", "ctf"):

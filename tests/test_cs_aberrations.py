@@ -92,6 +92,17 @@ def test_phases_are_those_of_a_lens(tmp_path, cs_mm):
         np.testing.assert_allclose(group.beam_tilt, -table["ctf/tilt_A"][0] / 2.7e4, rtol=1e-6)
 
 
+@pytest.mark.parametrize(("tilt", "cs_mm"), [(5e6, 2.7), (40.0, 0.005)])
+def test_coma_that_is_no_beam_tilt_stays_a_polynomial(tmp_path, tilt, cs_mm):
+    """More than 100 mrad would be, which no STAR file may have; and with next to no Cs a tilt makes no coma."""
+    table = planted(cs_mm=cs_mm, **{"ctf/tilt_A": (tilt, -tilt / 2)})
+    particles, _ = through_star(table, tmp_path)
+    (group,) = particles.optics
+    assert not any(group.beam_tilt)
+    found, wanted = next(iter(phases(group))), next(iter(lens_phases(table, 0)))
+    np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-8 * np.abs(wanted).max())
+
+
 def test_the_other_convention_turns_the_odd_phase_round_and_nothing_else(tmp_path):
     table = planted()
     odd, even = lens_phases(table, 0)
@@ -182,6 +193,11 @@ def test_what_a_star_file_says_of_optics_is_named_with_its_size(tmp_path):
     table, notes = cs_of_star(tmp_path / "a.star", aberrations="none")
     assert f"{tmp_path / 'a.star'}: not carried over, and so ignored (--aberrations): ctf/tilt_A (up to {size}" in notes
     assert not table["ctf/tilt_A"].any()
+    star.table("optics").set("rlnEvenZernike", [f"[{'1,' * 8}1]"])  # part of it is tetrafoil
+    star.write(tmp_path / "a.star")
+    for aberrations, end in (("specter", "Cs now: the same CTFs"), ("none", "Cs now")):
+        _, notes = cs_of_star(tmp_path / "a.star", aberrations=aberrations)
+        assert any(note.endswith(end) for note in notes)
 
 
 def test_command_offers_the_conventions(tmp_path, capsys):

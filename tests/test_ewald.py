@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from curved_images import Blobs, images_of, write_set
 from golden import ewald as golden
+from tiny import blobs, write_particles
 
 from sparsecv import cli
 from sparsecv.engine.errors import InputError
@@ -22,11 +23,12 @@ from sparsecv.engine.physics.ctf import CtfParameters, ctf, ctf_parts, frequency
 from sparsecv.engine.physics.disc import make_disc
 from sparsecv.engine.physics.ewald import coherence, curvature, kept_amplitude
 from sparsecv.engine.physics.masks import sphere
-from sparsecv.engine.refine.half import Particles
+from sparsecv.engine.refine.half import Particles, Search, expectation_maximisation
 from sparsecv.engine.refine.reconstruct import reconstruct
-from sparsecv.engine.refine.schedule import Geometry
+from sparsecv.engine.refine.schedule import Draws, Geometry, search_plan
 from sparsecv.engine.refine.settings import ReconstructSettings, RefineSettings
-from sparsecv.engine.refine.volumes import Accumulator
+from sparsecv.engine.refine.state import HalfState, ParticleState
+from sparsecv.engine.refine.volumes import Accumulator, map_to_volume
 from sparsecv.engine.validate.fsc import fsc
 from sparsecv.kernels import cpu, cuda
 
@@ -127,6 +129,64 @@ def test_sidebands_together_are_the_image_where_nothing_curves(plain: tuple[Path
     transforms = np.fft.rfft2(np.fft.ifftshift(images, axes=(1, 2))).reshape(7, -1)[:, disc.flat[chosen]] / BOX
     np.testing.assert_allclose(data[:7] + data[7:], precision * contrast * transforms, atol=2e-5 * np.abs(data).max())
     np.testing.assert_allclose(weight[:7] + weight[7:], precision * contrast**2, atol=1e-5)
+
+
+def test_weights_are_of_the_distance_between_the_slices(plain: tuple[Path, np.ndarray]) -> None:
+    """lambda k^2 apart, each lambda k^2 / 2 from the plane."""
+    slices = particles_of(plain[0]).ewald_slices(cpu, 14, -1)
+    k = np.hypot(slices.kx, slices.ky) / (BOX * PIXEL_SIZE)
+    wanted = coherence(wavelength(np.array(GROUP.voltage)) * k**2, DIAMETER)
+    np.testing.assert_allclose(slices.rho, wanted[None], rtol=1e-5, atol=1e-6)
+    assert wanted.max() > 0.99 and wanted.min() < 0.1
+
+
+def test_weights_are_of_each_group_s_own_curvature(tmp_path: Path) -> None:
+    write_set(tmp_path, 4, (GROUP, replace(GROUP, voltage=30 * GROUP.voltage)), blobs=BLOBS)
+    particles, index = particles_of(tmp_path), np.arange(4)
+    slices, table = particles.ewald_slices(cpu, 14, 1), particles.table
+    weight = slices.sums(cpu, particles.images.get(index), np.zeros((4, 2), np.int64), particles.parameters[index],
+                         table.optics_index[index])[1]  # fmt: skip
+    k = np.hypot(slices.kx, slices.ky) / (BOX * PIXEL_SIZE)
+    voltage = np.array([group.voltage_kv for group in table.optics])[table.optics_index[index]]
+    powers = frequency_powers(slices.kx, slices.ky, BOX, PIXEL_SIZE)
+    envelope, gamma = ctf_parts(particles.parameters[index], powers)
+    rho = coherence(wavelength(voltage)[:, None] * k**2, DIAMETER)
+    wanted = envelope**2 / 4 * (1 - rho * np.cos(2 * gamma))
+    np.testing.assert_allclose(weight, np.concatenate([wanted, wanted]), atol=1e-4)
+
+
+def test_flat_slices_without_a_mask_are_the_usual_sums_of_a_refinement(tmp_path: Path) -> None:
+    """Images by their norms, CTFs by the scale of their group, noise by shell: as in sums without the correction."""
+    box, count, last = 24, 12, 10
+    density, rng = blobs(box), np.random.default_rng(8)
+    table = write_particles(tmp_path, count, box, density=density, noise=30.0)
+    geometry, draws = Geometry(box, table.pixel_size, 80.0), Draws.of(1, 1, count)
+    particles = Particles.of(cpu, table, geometry, np.eye(3)[None], 100.0)
+    half = HalfState(density, 450 * rng.uniform(0.5, 2, (1, particles.disc.last + 1)), np.array([1.3]), 3.0, 3.0, 5.0)
+    plan = search_plan(geometry, 6, half, np.eye(3)[None], draws, "local")
+    slices = particles.ewald_slices(cpu, last, 1)
+    assert len(slices.chosen) == particles.disc.size(last)
+    slices = replace(slices, bends=0 * slices.bends, rho=np.ones_like(slices.rho), mask=np.ones_like(slices.mask))
+    found = []
+    for own in (None, slices):
+        state = ParticleState.start(table.rotations, np.zeros((count, 2)))
+        state.norm[:] = np.linspace(0.5, 2, count)
+        search = Search(plan, map_to_volume(cpu, density, last), None, draws, last, 8, own)
+        found.append(expectation_maximisation(cpu, particles, state, half, np.arange(count), np.arange(count) % 2,
+                                              search, lambda done: None))  # fmt: skip
+    for flat, both in zip(found[0].quarters, found[1].quarters, strict=True):
+        for name in ("data", "weight"):
+            ours, theirs = getattr(both, name), getattr(flat, name)
+            assert np.linalg.norm(ours - theirs) < 1e-4 * np.linalg.norm(theirs)
+
+
+def test_grey_of_the_background_is_no_signal(plain: tuple[Path, np.ndarray]) -> None:
+    """Images are masked: a constant would become the transform of the mask."""
+    particles, index = particles_of(plain[0]), np.arange(5)
+    slices, images = particles.ewald_slices(cpu, 14, 1), particles.images.get(index)
+    terms = np.zeros((5, 2), dtype=np.int64), particles.parameters[index], np.zeros(5, dtype=np.int64)
+    found, wanted = (slices.sums(cpu, given, *terms)[0] for given in (images + np.float32(50 * images.std()), images))
+    assert np.linalg.norm(found - wanted) < 1e-3 * np.linalg.norm(wanted)
 
 
 def test_images_are_refocused_within_the_mask(tmp_path: Path) -> None:
@@ -297,6 +357,23 @@ def test_last_iteration_of_a_refinement(plain: tuple[Path, np.ndarray], tmp_path
     for column in ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst", "rlnOriginYAngst"):
         np.testing.assert_array_equal(*(table.floats(column) for table in poses))
     assert len(hints["flat"]) == 1 and "--ewald" in hints["flat"][0] and not hints["curved"]
+
+
+def test_iterations_before_the_last_are_flat(
+    plain: tuple[Path, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curved, flat = [], Search.__init__
+
+    def made(search: Search, *given: Any) -> None:
+        flat(search, *given)
+        curved.append(search.slices is not None)
+
+    monkeypatch.setattr(Search, "__init__", made)
+    words = ("refine", "--particles", plain[0] / "particles.star", "--reference", plain[0] / "truth.mrc", "--local",
+             "--particle-diameter", DIAMETER, "--initial-lowpass", 0, "--threads", 1, "--device", "cpu",
+             "--local-sigma", 0.5, "--offset-range", 0.3, "--iterations", 2, "--output", tmp_path, "--ewald")
+    assert cli.main([str(word) for word in words]) == 0
+    assert curved == [False, False, True, True]  # each half
 
 
 # -------------------------------------------------------------------------------------------------------- refusals

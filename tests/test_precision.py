@@ -4,19 +4,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
 from cuda_host import fake_cupy, host
 from cuda_host.fake_cupy import rounded
 from scipy.optimize import brentq
-from tiny import PADDING, batch_of, blobs, exact_slices, noise_of, random_rotations
+from tiny import PADDING, batch_of, blobs, exact_slices, noise_of, random_rotations, write_particles
 
 from sparsecv.engine.physics.disc import make_disc
+from sparsecv.engine.refine import half as half_module
 from sparsecv.engine.refine.expectation import GridBank, find_posterior
+from sparsecv.engine.refine.half import Particles, Search, expectation_maximisation
 from sparsecv.engine.refine.precision import FULL, LARGEST_ERROR, WIDENING, SignalPower, choose_precision
 from sparsecv.engine.refine.schedule import Draws, Geometry, search_plan
-from sparsecv.engine.refine.state import HalfState
+from sparsecv.engine.refine.state import HalfState, ParticleState
 from sparsecv.engine.refine.volumes import map_to_volume
 from sparsecv.kernels import cpu, cuda, cuda_launch, reference
 
@@ -91,6 +95,45 @@ def test_what_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
             assert "float32" in exact.reason
         monkeypatch.setattr(fake_cupy.Device, "compute_capability", "75")  # no bfloat16
         assert choose_precision(cuda, "auto", WEAK) is FULL
+
+
+def test_power_is_the_most_that_an_image_can_see() -> None:
+    """Of all references, in the quietest optics group at each shell, at the largest scale of a group."""
+    box = 16
+    density, disc = blobs(box), make_disc(box, 6)
+    scale, rng = np.array([0.8, 1.5]), np.random.default_rng(5)
+    noise = rng.uniform(0.5, 2, (2, box // 2 + 1))
+    half = HalfState(density, noise, scale, 2.0, 2.0, 5.0)
+    plan = search_plan(Geometry(box, 6.0, 80.0), 6, half, np.eye(3)[None], Draws.of(1, 1, 5), "global")
+    bank = GridBank(cpu, map_to_volume(cpu, density, disc.last), plan, disc, PADDING)
+    slices = bank.pairs.view(np.complex64).astype(complex)
+    power = (np.abs(slices) * scale.max()) ** 2 / noise.min(axis=0)[bank.disc.shell]
+    wanted = power.sum(axis=1).max(), (power**2).sum(axis=1).max()
+    assert bank.signal_power(cpu, noise, scale) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_scales_of_particles_are_part_of_the_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CTF may be above 1: rlnCtfScalefactor, to which cryoSPARC's alpha becomes; its sign is that of the contrast."""
+    box, count = 16, 4
+    table, seen = write_particles(tmp_path, count, box, density=blobs(box), noise=30.0), list[SignalPower]()
+    geometry, draws = Geometry(box, table.pixel_size, 40.0), Draws.of(1, 1, count)
+    particles = Particles.of(cpu, table, geometry, np.eye(3)[None], 100.0)
+    half = HalfState(blobs(box), np.ones((1, particles.disc.last + 1)), np.array([0.5]), 2.0, 2.0, 5.0)
+    plan = search_plan(geometry, 4, half, np.eye(3)[None], draws, "global")
+    volume = map_to_volume(cpu, half.reference, particles.disc.last)
+    search = Search(plan, volume, GridBank(cpu, volume, plan, particles.disc, PADDING), draws, particles.disc.last, 8)
+
+    def chosen(ops: Any, asked: str, power: SignalPower) -> NoReturn:
+        seen.append(power)
+        raise InterruptedError
+
+    monkeypatch.setattr(half_module, "choose_precision", chosen)
+    for scale in (np.ones(count), np.array([1, 1, -2, 1.5])):
+        particles.parameters = replace(particles.parameters, scale=scale)
+        with pytest.raises(InterruptedError):
+            expectation_maximisation(cpu, particles, ParticleState.start(table.rotations, np.zeros((count, 2))), half,
+                                     np.arange(count), np.zeros(count), search, lambda done: None)  # fmt: skip
+    assert seen[1] == pytest.approx((4 * seen[0].second, 16 * seen[0].fourth))
 
 
 @pytest.mark.parametrize(("precision", "part"), [("bf16", 0.2), ("bf16", 0.5), ("bf16", 0.98), ("tf32", 0.98)])

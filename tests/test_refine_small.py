@@ -15,7 +15,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import mrcfile
 import numpy as np
@@ -32,7 +33,7 @@ from sparsecv.engine.physics.geometry import angular_distance, matrix_to_euler, 
 from sparsecv.engine.physics.masks import sphere
 from sparsecv.engine.refine.expectation import Posterior, find_posterior
 from sparsecv.engine.refine.images import ImageBatch
-from sparsecv.engine.refine.outputs import WRITTEN
+from sparsecv.engine.refine.outputs import WRITTEN, own_scales
 from sparsecv.engine.refine.prepare import check_rejected
 from sparsecv.engine.refine.settings import RefineSettings
 from sparsecv.engine.report import deposition
@@ -165,6 +166,13 @@ def test_particles_have_their_qualities(finished: Path) -> None:
         by_half.setdefault((group, half), set()).add(scale)
     assert all(len(one) == 1 for one in by_half.values())
     assert by_half[groups[0], 1] != by_half[groups[0], 2]
+
+
+def test_scales_are_those_of_the_particle_s_own_half() -> None:
+    table = SimpleNamespace(group_index=np.array([0, 1, 0, 1]))
+    state = SimpleNamespace(halves=[SimpleNamespace(scale=np.array(scale)) for scale in ([1.0, 2.0], [3.0, 4.0])])
+    refinement = SimpleNamespace(particles=SimpleNamespace(table=table), state=state, halves=np.array([1, 1, 2, 2]))
+    np.testing.assert_array_equal(own_scales(cast(Any, refinement)), [1, 2, 3, 4])
 
 
 def found_noise(folder: Path) -> float:

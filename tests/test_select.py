@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from scipy.stats import norm
 
 from sparsecv import cli
 from sparsecv.engine.io.star import StarFile, StarTable
-from sparsecv.engine.subset.qualities import FEWEST, goodness, standardised
+from sparsecv.engine.subset.qualities import FEWEST, goodness, of_like_defocus, standardised
 
 COUNT, MICROGRAPHS = 400, 8
 OPTICS = {
@@ -103,6 +104,21 @@ def test_the_best_are_high_low_or_in_the_middle() -> None:
     assert [int(np.argmax(goodness(values, prefer, halves))) for prefer in ("high", "low", "middle")] == [4, 0, 2]
 
 
+def test_classes_of_defocus_are_of_one_group_and_half_and_alike() -> None:
+    rng = np.random.default_rng(6)
+    group, halves = np.repeat([0, 1, 2], [5000, 450, 30]), rng.integers(1, 3, 5480)
+    defocus = rng.uniform(8000, 25000, 5480)
+    found = of_like_defocus(group, halves.astype(np.int8), defocus)
+    for number, counts in ((0, (20, 20)), (1, (2, 2)), (2, (1, 1))):
+        for half, count in zip((1, 2), counts, strict=True):
+            own = (group == number) & (halves == half)
+            classes = np.unique(found[own])
+            assert len(classes) == count and not np.isin(classes, found[group != number]).any()
+            parts = sorted((defocus[own & (found == one)] for one in classes), key=np.min)
+            assert all(low.max() <= high.min() for low, high in itertools.pairwise(parts))
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
 # ------------------------------------------------------------------------------------------------------- selections
 def test_the_best_are_kept_in_each_half_and_the_rest_is_beside(tmp_path: Path, capsys: pytest.CaptureFixture[str]
                                                                ) -> None:
@@ -151,6 +167,31 @@ def test_nothing_crosses_the_half_sets(tmp_path: Path, words: list[object]) -> N
     assert first & ones == second & ones and first != second
 
 
+def test_low_defocus_is_no_junk(tmp_path: Path) -> None:
+    """Log evidence falls with the defocus, as low frequencies do; what is removed is of every defocus alike."""
+    given, count = columns(2000, seed=3), 2000
+    rng = np.random.default_rng(4)
+    defocus = rng.uniform(8000, 25000, count)
+    evidence = 40 * defocus / 16000 + 5 * rng.standard_normal(count)
+    halves, planted = np.array(given["rlnRandomSubset"]), rng.permutation(count)[:100]
+    evidence[planted] = 2 * rng.standard_normal(100) - 5  # at any defocus
+    given |= {"rlnDefocusU": defocus.tolist(), "rlnDefocusV": defocus.tolist(),
+              "rlnOpticsGroup": [1] * count, "sparsecvLogEvidence": evidence.tolist()}  # fmt: skip
+    path = written(tmp_path / "a.star", given)
+    shares = {}
+    for words in ((), ("--relative-to", "optics")):
+        assert chosen(path, "--by", "evidence", "--keep", 0.8, *words) == 0
+        kept = np.isin(np.arange(count), list(rows(tmp_path / "kept.star")))
+        real = ~np.isin(np.arange(count), planted)
+        fifths = np.searchsorted(np.quantile(defocus, [0.2, 0.4, 0.6, 0.8]), defocus)
+        shares[words] = [kept[real & (fifths == part)].mean() for part in range(5)]
+        assert [int(kept[halves == half].sum()) for half in (1, 2)] == [800, 800]
+        assert not words or kept[planted].sum() == 0
+        assert words or kept[planted].sum() <= 3
+    assert max(shares[()]) - min(shares[()]) < 0.1
+    assert min(shares["--relative-to", "optics"]) < 0.5
+
+
 def test_groups_micrographs_and_thresholds(tmp_path: Path) -> None:
     given = columns()
     path = written(tmp_path / "a.star", given)
@@ -174,6 +215,17 @@ def test_groups_micrographs_and_thresholds(tmp_path: Path) -> None:
     for name in ("list.txt", "list.star"):
         assert chosen(path, "--micrographs", tmp_path / name) == 0
         assert rows(tmp_path / "kept.star") == set(np.flatnonzero(np.isin(micrograph, ["mic1.mrc", "mic5.mrc"])))
+
+
+def test_what_is_not_printed_of_many_groups_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    star, given = StarFile.new(), columns()
+    star.add_loop("optics", {name: [*values, *values[:1] * 5] for name, values in OPTICS.items()} | {
+        "rlnOpticsGroup": list(range(1, 8)), "rlnOpticsGroupName": list("abcdefg")})  # fmt: skip
+    star.add_loop("particles", given | {"rlnOpticsGroup": [1 + row % 7 for row in range(COUNT)]})
+    star.write(tmp_path / "a.star")
+    assert chosen(tmp_path / "a.star", "--random", 100) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("optics group ") == 5 and "... and 2 more optics groups" in printed
 
 
 def test_random_subsets_are_of_both_halves_and_copies_stay_together(tmp_path: Path) -> None:
@@ -243,6 +295,9 @@ def test_images_beside_the_file_are_found_from_elsewhere(tmp_path: Path) -> None
         (["--optics-groups", "loud"], "--optics-groups: no such optics group (value 'loud'); rule: the file has quiet, "
                                       "noisy"),
         (["--random", 1000], "--random: more than there are (value 1000); rule: at most the 400"),
+        (["--random", 10, "--relative-to", "optics"], "relative_to: has no meaning here (value 'optics')"),
+        (["--least", 1, "--prefer", "low"], "prefer: has no meaning here (value 'low'); rule: with --keep only"),
+        (["--random", 1], "1 at random: no particle is left in half set"),
         (["--random", 20, "--split", 15], "--split: more subsets than images (value 15)"),
         (["--least", 2, "--most", 1], "least: nothing can be kept (value 2.0); rule: at most 1"),
         (["--micrographs", "LIST"], "none of the particles is of a micrograph in it (value 'mic99.mrc')"),
@@ -263,3 +318,15 @@ def test_inputs_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     before = path.read_bytes()
     assert chosen(path, "--keep", 0.5) == cli.WRONG_INPUT
     assert "would be overwritten" in capsys.readouterr().err and path.read_bytes() == before
+    path = path.rename(tmp_path / "particles.star")
+    for number in (1, 2):  # what a selection removes is as lost as what it overwrites
+        listed = written(tmp_path / f"kept_part{number}.star", columns())
+        assert chosen(path, "--keep", 0.5, "--micrographs", listed) == cli.WRONG_INPUT
+        assert "would be overwritten" in capsys.readouterr().err and listed.is_file()
+    assert chosen(path, "--keep", 0.5) == 0
+    assert not list(tmp_path.glob("kept_part*"))
+    (tmp_path / "kept.toml").write_text("[refine]\n")
+    before = (tmp_path / "kept.star").read_bytes()
+    assert chosen(path, "--keep", 0.2) == cli.WRONG_INPUT
+    assert "overwritten by the settings of select" in capsys.readouterr().err
+    assert (tmp_path / "kept.star").read_bytes() == before

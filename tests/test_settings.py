@@ -24,6 +24,7 @@ from sparsecv.engine.settings import (
     option,
     read_settings,
     required,
+    settings_beside,
     settings_of,
     settings_text,
     toml_value,
@@ -47,6 +48,7 @@ class Sample:
     deep: bool = option(False, "whether to dig", expert=True)
     no_ctf: bool = option(False, "ignore the CTF")
     resume: bool = option(False, "go on")
+    depth: int | None = option(None, "how deep", only_with="deep")
 
 
 @dataclass(frozen=True)
@@ -228,3 +230,24 @@ def test_files_that_are_no_toml_are_refused(tmp_path: Path) -> None:
 
 def test_infinity_is_a_number_of_toml(tmp_path: Path) -> None:
     assert math.isinf(from_toml(tmp_path, f"pixel_size = {toml_value(math.inf)}")["pixel_size"])
+
+
+def test_settings_beside_an_output_take_the_place_of_their_like_only(tmp_path: Path) -> None:
+    """``select --output run/run.star`` must not take the run.toml of a refinement, which it is continued by."""
+    for text, is_other in (("[dig]\ndepth = 1\n[provenance]\n", False), ("[refine]\n", True), ("no TOML", True),
+                           ("[dig]\n[refine]\n", True), ("depth = 1\n", True)):  # fmt: skip
+        (tmp_path / "run.toml").write_text(text)
+        if is_other:
+            with pytest.raises(InputError, match=r"run\.toml: would be overwritten by the settings of dig"):
+                settings_beside(tmp_path / "run.star", "dig")
+        else:
+            assert settings_beside(tmp_path / "run.star", "dig") == tmp_path / "run.toml"
+    assert settings_beside(tmp_path / "new.star", "dig") == tmp_path / "new.toml"
+
+
+def test_a_switch_that_is_taken_back_takes_what_belongs_to_it_along() -> None:
+    """As --no-ewald does with the hand that run.toml has; what is said beside it stays, to be refused."""
+    recorded = {"first": Path("a"), "deep": True, "depth": 7}
+    assert build(Sample, recorded, {"number": 4}).depth == 7
+    assert build(Sample, recorded, {"deep": False}).depth is None
+    assert build(Sample, recorded, {"deep": False, "depth": 3}).depth == 3

@@ -39,11 +39,15 @@ T = TypeVar("T")
 
 
 def option(
-    default: Any, text: str, *, choices: tuple[str, ...] = (), expert: bool = False, positional: bool = False
-) -> Any:
-    """A dataclass field with what the command line says about it; ``%`` is doubled in the text, as for argparse."""
-    return field(default=default,
-                 metadata={"help": text, "choices": choices, "expert": expert, "positional": positional})
+    default: Any, text: str, *, choices: tuple[str, ...] = (), expert: bool = False, positional: bool = False,
+    only_with: str = "",
+) -> Any:  # fmt: skip
+    """A dataclass field with what the command line says about it; ``%`` is doubled in the text, as for argparse.
+
+    ``only_with`` is the switch without which it has no meaning: what takes that back takes this back, too.
+    """
+    return field(default=default, metadata={"help": text, "choices": choices, "expert": expert,
+                                            "positional": positional, "only_with": only_with})  # fmt: skip
 
 
 def required(text: str, *, positional: bool = False) -> Any:
@@ -195,6 +199,9 @@ def build(cls: type[T], *layers: Mapping[str, Any]) -> T:
     """
     values: dict[str, Any] = {}
     for layer in layers:
+        for entry in fields(cls):  # type: ignore[arg-type]  # a dataclass
+            if layer.get(entry.metadata.get("only_with", "")) is False:
+                values.pop(entry.name, None)
         values.update(layer)
     missing = [entry.shown for entry in settings_of(cls) if entry.default is MISSING and entry.name not in values]
     if missing:
@@ -332,6 +339,26 @@ def provenance_of(text: str) -> dict[str, Any]:
 def write_settings(path: str | Path, command: str, settings: Any, arguments: Sequence[str]) -> None:
     """Write :func:`settings_text` to a file, atomically."""
     atomic_text(path, settings_text(command, settings, arguments))
+
+
+def settings_beside(output: Path, command: str) -> Path:
+    """The file for the settings behind one output file, OUTPUT.toml for OUTPUT.star.
+
+    Raises
+    ------
+    InputError
+        Where such a file holds anything else, as a refinement's ``run.toml``, without which it cannot be continued.
+    """
+    path = output.with_suffix(".toml")
+    try:
+        is_other = path.exists() and not set(read_toml(path)) <= {command, PROVENANCE}
+    except InputError:
+        is_other = True
+    if is_other:
+        raise InputError(f"would be overwritten by the settings of {command}", file=path,
+                         rule="no such file beside the output, or one of the same command",
+                         remedy="choose another name for the output")
+    return path
 
 
 def toml_value(value: Any) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sparsecv.engine.commands import Save
 from sparsecv.engine.errors import InputError
-from sparsecv.engine.settings import option, required
+from sparsecv.engine.settings import option, required, settings_beside
 
 KINDS = {(".cs", ".star"), (".star", ".cs")}
 
@@ -49,6 +49,8 @@ def run(settings: ConvertSettings, save: Save) -> int:
     from sparsecv.engine.io.cryosparc import cs_of_star, star_of_cs
     from sparsecv.engine.io.cs_table import read_cs, write_cs
 
+    record = settings_beside(settings.output, "convert")
+    settings.output.parent.mkdir(parents=True, exist_ok=True)
     if settings.output.suffix == ".star":
         table = read_cs(settings.particles, settings.passthrough)
         star, notes = star_of_cs(table, settings.particles, settings.aberrations)
@@ -57,7 +59,7 @@ def run(settings: ConvertSettings, save: Save) -> int:
         original = None if settings.original is None else read_cs(settings.original, settings.passthrough)
         table, notes = cs_of_star(settings.particles, original, settings.aberrations)
         write_cs(settings.output, table)
-    save(settings.output.with_suffix(".toml"))
+    save(record)
     warn(notes)
     print(f"written: {settings.output}, {len(table)} particles")
     return 0

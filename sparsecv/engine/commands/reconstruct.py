@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from sparsecv.engine.commands import Save, check_device
 from sparsecv.engine.refine.settings import ReconstructSettings
+from sparsecv.engine.settings import settings_beside
 
 SETTINGS = ReconstructSettings
 
@@ -14,8 +15,9 @@ def run(settings: ReconstructSettings, save: Save) -> int:
     from sparsecv.engine.refine.reconstruct import reconstruct
 
     check_device(settings.device)
+    record = settings_beside(settings.output, "reconstruct")
     settings.output.parent.mkdir(parents=True, exist_ok=True)
     written = reconstruct(settings)
-    save(settings.output.with_suffix(".toml"))
+    save(record)
     print(f"written: {', '.join(str(path) for path in written)}")
     return 0

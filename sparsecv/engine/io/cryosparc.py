@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def _check_values(table: NDArray[Any], path: str | Path) -> None:
         "blob/idx": (0, 2**31 - 2, "0 or more, below 2^31"), "blob/shape": (1, 2**20, "1 or more pixels"),
         "blob/psize_A": (1e-6, 1000, "0 < pixel size < 1000 A"), SPLIT: (0, 1, "0 or 1"),
         PIXEL: (1e-6, 1000, "0 < pixel size < 1000 A"), "ctf/accel_kv": (10, 3000, "10 to 3000 kV"),
-        SCALE_3D: (-1e3, 1e3, "at most 1e3"),
+        SCALE_3D: (-1e3, 1e3, "at most 1e3"), "ctf/amp_contrast": (0, 1, "0 to 1"),
         **{name: (-largest, largest, f"at most {largest:g}{'' if name == ANISOMAG else ' A'}")
            for name, largest in LARGEST.items()},
     }  # fmt: skip
@@ -147,6 +148,9 @@ def _check_values(table: NDArray[Any], path: str | Path) -> None:
                 row = int(np.argmin(good))
                 raise InputError("out of range", file=path, item=f"row {row + 1}, {name}", rule=rule,
                                  value=table[name][row].tolist(), remedy=REMEDY)  # fmt: skip
+    if SIGN in names_of(table) and not table[SIGN].all():
+        raise InputError("out of range", file=path, item=f"row {int(np.argmin(table[SIGN] != 0)) + 1}, {SIGN}", value=0,
+                         rule="1, or -1 where particles are dark", remedy=REMEDY)  # fmt: skip
     for name in ("blob/path", "location/micrograph_path"):
         if name in names_of(table):
             values, first = np.unique(table[name], return_index=True)
@@ -158,7 +162,7 @@ def _check_values(table: NDArray[Any], path: str | Path) -> None:
                                      value=text, rule=rule, remedy="rename the file, or link to it under a plain name")
 
 
-_USED = {*IMAGES, *OPTICS, *DEFOCUS, *POSE, *TERMS, PHASE, BFACTOR, SCALE, SIGN, SCALE_3D, PIXEL}
+_USED = {*IMAGES, *OPTICS, *DEFOCUS, *POSE, *PLACE, *TERMS, PHASE, BFACTOR, SCALE, SIGN, SCALE_3D, PIXEL}
 
 
 def _float(table: NDArray[Any], name: str, default: float | None = None) -> NDArray[np.float64]:
@@ -301,6 +305,7 @@ def cs_of_star(
         added = [(entry[0], np.dtype(entry[1:]) if len(entry) > 2 else np.dtype(entry[1]), _start(entry[0]))
                  for entry in wanted if entry[0] not in names_of(found)]  # fmt: skip
         found = with_fields(found, added)
+    _check_uids(found["uid"], path)
     terms = [cs_terms(group, aberrations) for group in table.optics]
     kept = () if original is None else names_of(original)
     _fill(found, table, terms, kept, keep_terms=aberrations == NONE)
@@ -315,6 +320,16 @@ def cs_of_star(
         notes.append(f"{path}: the particles have no half sets: "
                      + ("those of the original are kept" if SPLIT in kept else "all are in split 0"))  # fmt: skip
     return found, notes
+
+
+def _check_uids(uids: NDArray[np.uint64], path: str | Path) -> None:
+    """Refuse, with InputError, particles that are one and the same to cryoSPARC."""
+    first = np.unique(uids, return_index=True)[1]
+    if len(first) < len(uids):
+        row = int(np.setdiff1d(np.arange(len(uids)), first)[0])
+        raise InputError("a particle occurs twice", file=path, item=f"row {row + 1}", value=int(uids[row]),
+                         rule="each row of a .cs file has a uid of its own",
+                         remedy="remove the copies; particles are symmetry-expanded in cryoSPARC itself")
 
 
 def _read_star(path: str | Path, *, needs_boxes: bool) -> ParticleTable:
@@ -339,7 +354,8 @@ def _told_of_star(table: ParticleTable, terms: list[CsTerms], aberrations: str) 
     notes = _told(found, table.path, aberrations)
     if any(one.phase_shift or any(one.defocus) or one.cs_mm != group.cs_mm
            for one, group in zip(terms, table.optics, strict=True)):  # fmt: skip
-        notes.append(f"{table.path}: rlnEvenZernike is in part in defocus, phase shift and Cs now: the same CTFs")
+        same = "" if aberrations == NONE else ": the same CTFs"
+        notes.append(f"{table.path}: rlnEvenZernike is in part in defocus, phase shift and Cs now{same}")
     lost = max((one.lost for one in terms), default=0.0)
     if lost:
         notes.append(f"{table.path}: not carried over: Zernike coefficients beyond the fourth order ({lost:.2g} rad at "
@@ -393,13 +409,21 @@ def _rows_in(original: NDArray[Any], source: Any, stacks: list[str], numbers: ND
             raise InputError("the original has no images (blob/path, blob/idx)", item="original",
                              remedy="give its passthrough file with --passthrough")
         of = zip(original["blob/path"], original["blob/idx"].tolist(), strict=True)
-        known = {(number, _stem(text_of(stack))): row for row, (stack, number) in enumerate(of)}
+        held = [(number, _stem(text_of(stack))) for stack, number in of]
+        known = {key: row for row, key in enumerate(held)}
         keys = [(number, _stem(stack)) for number, stack in zip(numbers.tolist(), stacks, strict=True)]
     missing = [row for row, key in enumerate(keys) if key not in known]
     if missing:
         raise InputError(f"{len(missing)} of {len(keys)} particles are not in the original .cs file", file=path,
                          item=f"row {missing[0] + 1}", value=keys[missing[0]],
                          rule="the file that these particles came from")
+    if UID not in source and len(known) < len(held):
+        counts = Counter(held)
+        shared = [row for row, key in enumerate(keys) if counts[key] > 1]
+        if shared:
+            raise InputError("several particles of the original may be meant", file=path, item=f"row {shared[0] + 1}",
+                             value=keys[shared[0]], rule="one image of this number and name of the stack",
+                             remedy=f"keep the column {UID} that convert has written")
     return np.array([known[key] for key in keys], dtype=np.int64)
 
 

@@ -151,7 +151,7 @@ class GridBank:
         Parameters
         ----------
         noise, scale
-            (optics groups, shells) sigma^2, and scales of the groups.
+            (optics groups, shells) sigma^2, and scales of the groups, times the largest of a particle.
         """
         inverse = (np.max(scale) ** 2 / noise.min(axis=0))[self.disc.shell].astype(np.float32)
         whitened = self.power * ops.xp.asarray(inverse)

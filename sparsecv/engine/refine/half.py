@@ -44,7 +44,7 @@ from sparsecv.engine.refine.volumes import PADDING, Accumulator
 MODE_STEPS, MODE_DEG = 2.5, 3.0  # samples within 2.5 steps + 3 degrees of the best belong to the same mode
 SMALLEST_BATCH = 16  # images; fewer only where memory has run out
 # A GPU is given some 400 pieces of work for a batch, a few ms in all: it must have more than that to do.
-LARGEST_BATCH, LARGEST_GPU_BATCH = 1024, 8192
+MOST_IMAGES, MOST_IMAGES_ON_GPU = 1024, 8192  # of a batch
 
 
 @dataclass
@@ -90,7 +90,7 @@ class Particles:
     images: ImageStore
     intact_first_peak: bool = False
     kernel: str = "trilinear"
-    largest_batch: int = LARGEST_BATCH
+    largest_batch: int = MOST_IMAGES
     precision: str = "auto"
     parks_sums: bool = False
     tell: Callable[[str], None] = lambda text: None
@@ -124,7 +124,7 @@ class Particles:
         circle = image_circle(geometry.box, geometry.diameter / 2 / geometry.pixel_size)
         return cls(table, table.ctf_parameters(), geometry, make_disc(geometry.box), ops.xp.asarray(circle),
                    float((circle**2).mean()), matrices, batch_mb * 1e6, ImageStore(ops, table),
-                   largest_batch=LARGEST_GPU_BATCH if ops.name == "cuda" else LARGEST_BATCH, **options)
+                   largest_batch=MOST_IMAGES_ON_GPU if ops.name == "cuda" else MOST_IMAGES, **options)
 
     def batch(self, ops: Any, index: np.ndarray, shifts_px: np.ndarray, norm: np.ndarray, scale: np.ndarray,
               noise: np.ndarray, images: Any = None) -> ImageBatch:
@@ -306,7 +306,8 @@ def expectation_maximisation(
                                 has_sidebands=search.slices is not None)
     precision = FULL
     if search.bank is not None:
-        power = search.bank.signal_power(ops, particles.known(half.noise), half.scale)
+        largest = np.abs(particles.parameters.scale).max()
+        power = search.bank.signal_power(ops, particles.known(half.noise), half.scale * largest)
         precision = choose_precision(ops, particles.precision, power)
         particles.tell_once(precision.reason)
     sums, done = [], 0

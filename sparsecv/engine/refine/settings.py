@@ -197,7 +197,7 @@ class EwaldSettings:
 
     ewald: bool = option(False, "correct the final maps for the curvature of the Ewald sphere", expert=True)
     ewald_hand: int | None = option(None, "with --ewald: side to which the sphere curves, 1 or -1; try both: the right "
-                                    "one gives the higher resolution (default: 1)", expert=True)
+                                    "one gives the higher resolution (default: 1)", expert=True, only_with="ewald")
 
     @property
     def hand(self) -> int:
@@ -293,7 +293,7 @@ class ReconstructSettings(EwaldSettings):
     no_ctf: bool = option(False, "ignore the CTF")
     intact_first_peak: bool = option(False, "no CTF correction up to the first peak")
     particle_diameter: float | None = option(None, "with --ewald: diameter of the particle, A (default: 90 %% of the "
-                                             "box)")
+                                             "box)", only_with="ewald")
     data_dir: Path | None = option(None, "further folder in which image paths are looked up")
     threads: int = option(0, "threads; 0 takes all cores")
     device: str = option("auto", "where to compute", choices=OFFERED_DEVICES)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from sparsecv.engine.io.star import StarFile
 from sparsecv.engine.report.subset import plot_selection
 from sparsecv.engine.subset.selection import Selection
 
-MOST_MICROGRAPHS = 5  # that are printed
+MOST_SHOWN = 5  # optics groups and micrographs that are printed
 
 
 def beside(output: Path, end: str) -> Path:
@@ -25,9 +26,15 @@ def beside(output: Path, end: str) -> Path:
 
 
 def results(output: Path, parts: int) -> list[Path]:
-    """All files that a selection into so many parts can write, but for its settings."""
+    """All files that a selection into so many parts writes, but for its settings, or removes."""
     ends = ["_removed.star", ".json", ".png", *(f"_part{number}.star" for number in range(1, parts + 1))]
-    return [output, *(beside(output, end) for end in ends)]
+    return [output, *(beside(output, end) for end in ends), *_old_parts(output)]
+
+
+def _old_parts(output: Path) -> list[Path]:
+    """The parts that an earlier selection has left."""
+    parts = (beside(output, f"_part{number}.star") for number in itertools.count(1))
+    return list(itertools.takewhile(Path.is_file, parts))
 
 
 def write_selection(output: Path, found: Selection) -> list[Path]:
@@ -39,11 +46,8 @@ def write_selection(output: Path, found: Selection) -> list[Path]:
         STAR file of those kept; the others stand beside it.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    beside(output, ".png").unlink(missing_ok=True)
-    number = 1
-    while (part := beside(output, f"_part{number}.star")).is_file() and part.resolve() != found.table.path.resolve():
-        part.unlink()
-        number += 1
+    for path in (beside(output, ".png"), *_old_parts(output)):
+        path.unlink(missing_ok=True)
     star = _with_names_that_lead(found.table, output)
     stars = {output: found.kept, beside(output, "_removed.star"): ~found.kept}
     for number in range(int(found.part.max(initial=-1)) + 1):
@@ -64,7 +68,8 @@ def write_selection(output: Path, found: Selection) -> list[Path]:
 def described(found: Selection) -> str:
     """What particles were judged by, and relative to what."""
     assert found.quality is not None, "asked for where particles were judged"
-    within = {"none": "", "optics": ", in sigma of the optics group", "micrograph": ", in sigma of the micrograph"}
+    within = {"none": "", "optics": ", in sigma of the optics group", "defocus": ", in sigma of those of like defocus",
+              "micrograph": ", in sigma of the micrograph"}
     return found.quality.words + within[found.relative_to]
 
 
@@ -119,11 +124,14 @@ def summary(found: Selection) -> list[str]:
     lines += [f"  {rule}: {count} removed" for rule, count in found.removed_by.items()]
     if table.halves.any():
         lines += [f"half set {half}: {_share(one)}" for half, one in content["half_sets"].items()]
-    lines += [f"optics group {name}: {_share(one)}" for name, one in content["optics_groups"].items()
-              if one["particles"]][:MOST_MICROGRAPHS]  # fmt: skip
+    groups = [f"optics group {name}: {_share(one)}" for name, one in content["optics_groups"].items()
+              if one["particles"]]  # fmt: skip
+    lines += groups[:MOST_SHOWN]
+    if len(groups) > MOST_SHOWN:
+        lines.append(f"... and {len(groups) - MOST_SHOWN} more optics groups, in the .json file")
     counts = _by_micrograph(found)
     lost = 1 - counts[:, 1] / counts[:, 0]
-    worst = [row for row in np.argsort(-lost, kind="stable")[:MOST_MICROGRAPHS].tolist() if lost[row] > lost.mean()]
+    worst = [row for row in np.argsort(-lost, kind="stable")[:MOST_SHOWN].tolist() if lost[row] > lost.mean()]
     if worst and len(counts) > 1:
         told = ", ".join(f"{table.micrograph_names[row]} {counts[row, 1]} of {counts[row, 0]}" for row in worst)
         lines.append(f"micrographs that keep least: {told}")

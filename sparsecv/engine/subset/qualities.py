@@ -2,8 +2,9 @@
 """What particles can be judged by: columns, what they mean, and how particles of different groups are compared.
 
 Log evidence, posterior and spread depend on how much signal an image holds: on its noise, its defocus, its dose. They
-tell particles apart that were recorded alike, and are therefore taken relative to the median of the optics group, in
-robust standard deviations, each half set by itself.
+tell particles apart that were recorded alike, and are therefore taken relative to the median of those of the optics
+group that have a like defocus, in robust standard deviations, each half set by itself. Within whole optics groups the
+worst tenth would be that of the lowest defocus, which has the most of high resolution.
 
     fit = min(z of the log evidence, 2 - |z of the norm|)
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +29,7 @@ EVIDENCE, NORM, DEFOCUS_U, DEFOCUS_V = "sparsecvLogEvidence", "rlnNormCorrection
 FIT = "fit"
 USUAL_NORM = 2.0  # robust standard deviations
 FEWEST = 20  # particles of a group in a half set whose median and width are worth something
+LIKE, MOST_CLASSES = 100, 20  # particles of a class of defocus at least, classes of an optics group at most
 TO_SIGMA = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
 
 
@@ -43,13 +46,13 @@ class Quality:
     prefer
         ``"high"``, ``"low"`` or ``"middle"``: the best values; None where none are.
     relative_to
-        ``"none"``, ``"optics"`` or ``"micrograph"``: what it is compared within by default.
+        ``"none"``, ``"optics"``, ``"defocus"`` or ``"micrograph"``: what it is compared within by default.
     """
 
     columns: tuple[str, ...]
     words: str
     prefer: str | None
-    relative_to: str = "optics"
+    relative_to: str = "defocus"
 
 
 QUALITIES: Mapping[str, Quality] = {
@@ -98,7 +101,7 @@ def quality_of(name: str, table: StarTable) -> Quality:
 
 
 def values_of(
-    name: str, quality: Quality, table: StarTable, halves: NDArray[np.int8], group: NDArray[np.int32] | None
+    name: str, quality: Quality, table: StarTable, halves: NDArray[np.int8], group: NDArray[np.integer[Any]] | None
 ) -> NDArray[np.float64]:
     """The value of each particle, (n,), by which ``--least`` and ``--most`` go.
 
@@ -122,7 +125,7 @@ def values_of(
 
 
 def standardised(
-    values: NDArray[np.float64], halves: NDArray[np.int8], group: NDArray[np.int32] | None
+    values: NDArray[np.float64], halves: NDArray[np.int8], group: NDArray[np.integer[Any]] | None
 ) -> NDArray[np.float64]:
     """Distance from the median of the particle's group in its half set, in robust standard deviations, (n,).
 
@@ -140,7 +143,21 @@ def standardised(
     return found
 
 
-def _by_group(rows: NDArray[np.int64], group: NDArray[np.int32]) -> list[NDArray[np.int64]]:
+def of_like_defocus(
+    group: NDArray[np.integer[Any]], halves: NDArray[np.int8], defocus: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Groups cut into classes of like defocus, of equal size in each half set by itself, (n,)."""
+    found = np.zeros(len(group), dtype=np.int64)
+    for half in np.unique(halves).tolist():
+        own = np.flatnonzero(halves == half)
+        for members in _by_group(own, group[own]):
+            classes = max(1, min(MOST_CLASSES, len(members) // LIKE))
+            ordered = members[np.argsort(defocus[members], kind="stable")]
+            found[ordered] = group[ordered] * MOST_CLASSES + np.arange(len(members)) * classes // len(members)
+    return found
+
+
+def _by_group(rows: NDArray[np.int64], group: NDArray[np.integer[Any]]) -> list[NDArray[np.int64]]:
     """Rows of each group."""
     order = np.argsort(group, kind="stable")
     return np.split(rows[order], np.flatnonzero(np.diff(group[order])) + 1)

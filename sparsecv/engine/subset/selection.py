@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from sparsecv.engine.io.checks import unique_images
 from sparsecv.engine.io.particles import ParticleTable
 from sparsecv.engine.io.regular import read_bytes
 from sparsecv.engine.io.star import StarFile
-from sparsecv.engine.subset.qualities import FEWEST, Quality, goodness, quality_of, values_of
+from sparsecv.engine.subset.qualities import FEWEST, Quality, goodness, of_like_defocus, quality_of, values_of
 from sparsecv.engine.subset.settings import SelectSettings
 
 MICROGRAPH = "rlnMicrographName"
@@ -104,8 +105,12 @@ def _judge(settings: SelectSettings, found: Selection) -> None:
     if settings.keep is not None and prefer is None:
         raise InputError("no values are the best", file=table.path, item=f"--by {settings.by} --keep",
                          value=settings.keep, rule="--least or --most, or --keep with --prefer high, low or middle",
-                         remedy="say --prefer")  # fmt: skip
-    group = {"optics": table.optics_index, "micrograph": table.micrograph_index}.get(found.relative_to)
+                         remedy="say which values are the best")  # fmt: skip
+    like = of_like_defocus(table.optics_index, table.halves, (table.defocus_u + table.defocus_v) / 2)
+    groups: dict[str, NDArray[np.integer[Any]]] = {
+        "optics": table.optics_index, "defocus": like, "micrograph": table.micrograph_index,
+    }  # fmt: skip
+    group = groups.get(found.relative_to)
     if group is not None:
         _tell_small_groups(found, group)
     values = found.values = values_of(settings.by, quality, star, table.halves, group)
@@ -122,14 +127,14 @@ def _judge(settings: SelectSettings, found: Selection) -> None:
         found.keep(f"{settings.by}: the best {fraction:g} of each half set", _in_each_half(found, best))
 
 
-def _tell_small_groups(found: Selection, group: NDArray[np.int32]) -> None:
+def _tell_small_groups(found: Selection, group: NDArray[np.integer[Any]]) -> None:
     """Say where groups are too small to be compared within."""
     counts = np.stack([np.bincount(group[found.table.halves == half], minlength=int(group.max()) + 1)
                        for half in np.unique(found.table.halves).tolist()])  # fmt: skip
     small = int(((counts > 0) & (counts < FEWEST)).any(axis=0).sum())
     if small:
-        found.notes.append(f"{small} of {counts.shape[1]} groups have fewer than {FEWEST} particles in a half set, "
-                           "which are compared with the whole half set")  # fmt: skip
+        found.notes.append(f"{small} of {int(counts.any(axis=0).sum())} groups have fewer than {FEWEST} particles in a "
+                           "half set, which are compared with the whole half set")  # fmt: skip
 
 
 def _in_each_half(found: Selection, choose: Callable[[NDArray[np.int64]], NDArray[np.int64]]) -> Bool:
@@ -153,7 +158,7 @@ def _at_random(found: Selection, count: int, seed: int) -> Bool:
 
     def draw(own: NDArray[np.int64]) -> NDArray[np.int64]:
         ordered = _shuffled(found.table, own, rng)
-        return np.concatenate(_whole_images(ordered, numbers[int(found.table.halves[own[0]])]))
+        return np.concatenate([own[:0], *_whole_images(ordered, numbers[int(found.table.halves[own[0]])])])
 
     return _in_each_half(found, draw)
 
@@ -224,6 +229,6 @@ def _shuffled(
 
 
 def _whole_images(ordered: list[NDArray[np.int64]], count: int) -> list[NDArray[np.int64]]:
-    """The first images that have ``count`` rows together, or the most below that; at least one."""
+    """The first images that have ``count`` rows together, or the most below that."""
     ends = np.cumsum([len(rows) for rows in ordered])
-    return ordered[: max(1, int(np.searchsorted(ends, count, side="right")))]
+    return ordered[: int(np.searchsorted(ends, count, side="right"))]

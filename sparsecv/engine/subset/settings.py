@@ -11,7 +11,7 @@ from sparsecv.engine.errors import InputError
 from sparsecv.engine.settings import check_range, option, required
 
 PREFERENCES = ("high", "low", "middle")
-GROUPS = ("none", "optics", "micrograph")
+GROUPS = ("none", "optics", "defocus", "micrograph")
 NAMES = ("fit", "evidence", "probability", "samples", "spread", "norm", "scale", "likelihood", "defocus",
          "astigmatism", "ctf-fit", "ctf-resolution")  # fmt: skip
 
@@ -33,8 +33,9 @@ class SelectSettings:
     split: int | None = option(None, "also write those kept as so many random subsets, OUTPUT_part1.star ...")
     seed: int = option(1, "of what is drawn at random")
     relative_to: str | None = option(None, "take the value relative to the particle's group, in robust standard "
-                                     "deviations from its median (default: optics for what a refinement has found, "
-                                     "none for defocus, CTF and columns)", choices=GROUPS)  # fmt: skip
+                                     "deviations from its median; defocus are those of its optics group with a like "
+                                     "defocus (default: that for what a refinement has found, none for defocus, CTF "
+                                     "and columns)", choices=GROUPS)  # fmt: skip
     prefer: str | None = option(None, "which values of a column --keep takes for the best: middle are those near the "
                                 "median (default: known for the names above)", choices=PREFERENCES)  # fmt: skip
 
@@ -65,6 +66,11 @@ class SelectSettings:
             raise InputError("nothing says which particles to keep", rule="--keep, --least, --most, --optics-groups, "
                              "--micrographs, --random or --split",
                              remedy="--keep 0.9 keeps the nine in ten that fit best")  # fmt: skip
+        for name, is_used, rule in (("relative_to", self.judges, "with --keep, --least or --most only"),
+                                    ("prefer", self.keep is not None, "with --keep only")):  # fmt: skip
+            if getattr(self, name) is not None and not is_used:
+                raise InputError("has no meaning here", item=name, value=getattr(self, name), rule=rule,
+                                 remedy="leave it away")
 
     @property
     def judges(self) -> bool:
