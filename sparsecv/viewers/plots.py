@@ -57,7 +57,7 @@ def draw_fsc(figure, curves, title="Fourier shell correlation"):
     axes.set_xlabel("spatial frequency (1/A), resolution")
     axes.set_ylabel("correlation")
     axes.grid(color="0.92", linewidth=0.6)
-    axes.legend(fontsize=8, loc="lower left", framealpha=0.9)
+    axes.legend(fontsize=8, framealpha=0.9)
     axes.set_title(title)
 
 
@@ -111,7 +111,7 @@ def draw_histogram(figure, values, title, xlabel="resolution (A)"):
     edges = np.linspace(whole.min(), max(whole.max(), whole.min() + 1e-3), 41)
     for number, (label, part) in enumerate(values.items()):
         counts, _ = np.histogram(part, bins=edges)
-        axes.step(edges[:-1], 100.0 * counts / max(counts.sum(), 1), where="post", label=label,
+        axes.step(edges, np.append(100.0 * counts / max(counts.sum(), 1), 0), where="post", label=label,
                   color=COLOURS[number % len(COLOURS)], linestyle=STYLES[number % len(STYLES)])  # fmt: skip
     axes.set_xlabel(xlabel)
     axes.set_ylabel("voxels (%)")
@@ -178,18 +178,20 @@ def draw_prior(figure, history):
     axes = figure.add_subplot(111)
     names = {"kappa_sparse": "sparsity", "kappa_variation": "total variation"}
     drawn = 0
-    for half in (1, 2):
+    # halves often agree: a ring around a dot shows both
+    marks = {1: {"marker": "o", "markersize": 5}, 2: {"marker": "o", "markersize": 11, "markerfacecolor": "none"}}
+    for half, mark in marks.items():
         of_half = [(iteration, part) for iteration, number, part in rows if number == half]
-        for name, label in names.items():
+        for number, (name, label) in enumerate(names.items()):
             points = [(iteration, part[name]) for iteration, part in of_half if isinstance(part.get(name), float)]
             if points:
-                axes.plot(*zip(*points), marker="o", markersize=4, color=COLOURS[drawn % len(COLOURS)],
-                          linestyle=STYLES[half - 1], label="%s, half %d" % (label, half))  # fmt: skip
+                axes.plot(*zip(*points), color=COLOURS[number], linestyle=STYLES[half - 1],
+                          label="%s, half %d" % (label, half), **mark)  # fmt: skip
                 drawn += 1
         points = [(iteration, 100 * (1 - part["share"][0])) for iteration, part in of_half if part.get("share")]
         if points:
-            axes.plot(*zip(*points), marker="o", markersize=4, color=COLOURS[half - 1], linestyle=STYLES[half - 1],
-                      label="half %d" % half)  # fmt: skip
+            axes.plot(*zip(*points), color=COLOURS[half - 1], linestyle=STYLES[half - 1],
+                      label="half %d" % half, **mark)  # fmt: skip
             axes.set_ylabel("voxels finer than the coarsest filter (%)")
             drawn += 1
     if any(name in part for _, _, part in rows for name in names):
@@ -260,20 +262,27 @@ def draw_defoci(figure, pairs, micrograph=None, places=()):
     places : list of tuple
         (x, y, defocus) of its particles, pixels and A; none: they have no coordinates.
     """
+    from matplotlib.ticker import MaxNLocator
+
     before, after = np.array(pairs, dtype=float).T
     axes = figure.add_subplot(1, 2 if len(places) else 1, 1)
+    axes.set_aspect("equal")
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.grid(color="0.92", linewidth=0.6)
     ends = min(before.min(), after.min()), max(before.max(), after.max())
     axes.plot(ends, ends, color="0.6", linewidth=0.8)
     axes.plot(before, after, linestyle="", marker=".", markersize=3, color=COLOURS[0])
     axes.set_xlabel("mean defocus before (A)")
-    axes.set_ylabel("after (A)")
+    axes.set_ylabel("mean defocus after (A)")
     axes.set_title("rms change %.0f A" % np.sqrt(np.mean((after - before) ** 2)), fontsize=10)
     if len(places):
         x, y, defocus = np.array(places, dtype=float).T
         axes = figure.add_subplot(122)
         drawn = axes.scatter(x, y, c=defocus, s=16, cmap="viridis")
-        figure.colorbar(drawn, ax=axes, label="mean defocus (A)")
+        figure.colorbar(drawn, ax=axes, label="mean defocus after (A)", fraction=0.046, pad=0.04)
         axes.set_aspect("equal")
         axes.set_xlabel("x (pixels)")
+        axes.set_ylabel("y (pixels)")
         axes.set_title("%s, %d particles" % (micrograph, len(places)), fontsize=10)
     figure.tight_layout()
