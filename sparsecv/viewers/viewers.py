@@ -152,7 +152,7 @@ class SparseCvViewer(ProtocolViewer):
         return self._window(plots.draw_slices, density, pixel_size, axis=SLICE_AXES[self.sliceAxis.get()],
                             colouring=self._map(name)[0], scale=(self.lowest.get(), self.highest.get()),
                             colour_map=self.colorMap.get() or "viridis_r", title="Local band limits",
-                            label="band limit (A)", size=SQUARE)  # fmt: skip
+                            label="band limit (Å)", size=SQUARE)  # fmt: skip
 
     def _histogram(self, names, title="Band limits"):
         found = {label: self._map(name)[0] for label, name in names.items() if self._has(name)}
@@ -250,7 +250,7 @@ class SparseCvMapViewer(SparseCvViewer):
     def _maps(self):
         if isinstance(self.protocol, SparseCvProtNuFilter):
             return [("sharpened and filtered map", "sharpened.mrc"), ("filtered map", "filtered.mrc"),
-                    ("band limits (A)", "bandlimit.mrc"), ("local resolution (A)", "local_resolution.mrc")]
+                    ("band limits (Å)", "bandlimit.mrc"), ("local resolution (Å)", "local_resolution.mrc")]
         return [("sharpened map", "postprocess.mrc"), ("sharpened map in the mask", "postprocess_masked.mrc"),
                 ("mask", "postprocess_mask.mrc")]  # fmt: skip
 
