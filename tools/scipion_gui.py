@@ -4,10 +4,11 @@
     Xvfb :77 -screen 0 1600x1200x24 & DISPLAY=:77 openbox &
     DISPLAY=:77 SPARSECV_HOME=$PWD/.venv .scipion/python3/bin/python tools/scipion_gui.py FOLDER [RUN]
 
-Simulates a small data set, imports the RELION template as a workflow, and then for each of its protocols: opens the
-form, presses each wizard, presses Execute, waits for the run, presses Analyze Results and each button there. ChimeraX
-is a script that notes what it is given; the notes are checked. Ends with status 1 if anything was not as it should be.
-With the number of a run, only that one is done again, in the folder of an earlier call.
+Simulates a small data set, imports the RELION template as a workflow, with a filter and CTF refinement besides, and
+then for each protocol: opens the form and its pages, presses each wizard, presses Execute, waits for the run, presses
+Analyze Results and each button there. ChimeraX and the browser are scripts that note what they are given; the notes
+are checked. Ends with status 1 if anything was not as it should be.
+With the number of a run, only that one is done again, in the folder of an earlier call, unless others have its results.
 Needs xvfb, openbox, xdotool, ImageMagick and scipion-em-relion.
 """
 
