@@ -4,10 +4,11 @@
     Xvfb :77 -screen 0 1600x1200x24 & DISPLAY=:77 openbox &
     DISPLAY=:77 SPARSECV_HOME=$PWD/.venv .scipion/python3/bin/python tools/scipion_gui.py FOLDER [RUN]
 
-Simulates a small data set, imports the RELION template as a workflow, and then for each of its protocols: opens the
-form, presses each wizard, presses Execute, waits for the run, presses Analyze Results and each button there. ChimeraX
-is a script that notes what it is given; the notes are checked. Ends with status 1 if anything was not as it should be.
-With the number of a run, only that one is done again, in the folder of an earlier call.
+Simulates a small data set, imports the RELION template as a workflow, with a filter and CTF refinement besides, and
+then for each protocol: opens the form and its pages, presses each wizard, presses Execute, waits for the run, presses
+Analyze Results and each button there. ChimeraX and the browser are scripts that note what they are given; the notes
+are checked. Ends with status 1 if anything was not as it should be.
+With the number of a run, only that one is done again, in the folder of an earlier call, unless others have its results.
 Needs xvfb, openbox, xdotool, ImageMagick and scipion-em-relion.
 """
 
@@ -30,6 +31,7 @@ os.environ.update(SCIPION_HOME=os.path.join(FOLDER, "scipion"), EM_ROOT=os.path.
 importlib.import_module("sparsecv.tests.conftest")
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pyworkflow as pw
 from pwem.viewers.viewer_chimera import Chimera
 from pyworkflow.gui.project import ProjectWindow
@@ -38,13 +40,15 @@ from pyworkflow.template import LocalTemplate
 
 import sparsecv
 from sparsecv import protocols
+from sparsecv.star import read_star, write_star
 from sparsecv.tests.data import simulated
 
-NAME, PIXEL_SIZE = "SparsecvPictures", 3.0
+NAME, PIXEL_SIZE, MICROGRAPHS = "SparsecvPictures", 3.0, 8
 TEMPLATE = os.path.join(os.path.dirname(sparsecv.__file__), "templates", "sparsecv_relion.json.template")
 NOTES = os.path.join(FOLDER, "chimerax.txt")
 LONGEST = 400  # s that a protocol may take
 SLOWEST = 30  # s that a window may take
+WHOLE = "1000x1140+300+25"  # place of a form on the screen with nothing to be scrolled
 # the simulator's protein as a model, where the simulator puts it
 MODEL = """
 import sys
@@ -59,14 +63,15 @@ write_structure(sys.argv[1], structure_of(atoms, sorted(set(atoms.chains.tolist(
 
 # ------------------------------------------------------------------------------------------------- before the windows
 def make_data():
-    """Simulate what the template asks for; returns the JSON of the workflow, with a filter besides."""
-    data = simulated(os.path.join(FOLDER, "data"), particles=900, box=64, pixel_size=PIXEL_SIZE, snr=0.15)
+    """Simulate what the template asks for; returns the JSON of the workflow, with what it has not besides."""
+    data = simulated(os.path.join(FOLDER, "data"), particles=900, box=64, pixel_size=PIXEL_SIZE, snr=0.15,
+                     particles_per_micrograph=1, astigmatism=0.0)  # fmt: skip
     model = os.path.join(FOLDER, "model.cif")
     subprocess.run([os.path.join(os.environ["SPARSECV_HOME"], "bin", "python"), "-c", MODEL, model], check=True)
     template = LocalTemplate("sparsecv", TEMPLATE)
     template.replaceEnvVariables()
     template.parseContent()
-    values = {"particles": os.path.join(data, "truth.star"), "reference": os.path.join(data, "reference.mrc"),
+    values = {"particles": tilted(os.path.join(data, "truth.star")), "reference": os.path.join(data, "reference.mrc"),
               "model": model, "sampling": PIXEL_SIZE, "refsampling": PIXEL_SIZE, "lowpass": 30, "local": True,
               "gpu": False, "iterations": 5, "threads": 2, "fit": 1}  # fmt: skip
     for alias, value in values.items():
@@ -76,7 +81,31 @@ def make_data():
         workflow = json.load(made)
     workflow.append({"object.className": "SparseCvProtNuFilter", "object.id": "40", "object.label": "filter",
                      "object.comment": "", "inputVolume": "10.outputVolume", "useGpu": "False"})  # fmt: skip
+    workflow.append({"object.className": "SparseCvProtCtfRefine", "object.id": "41", "object.label": "CTF refinement",
+                     "object.comment": "", "inputParticles": "10.outputParticles", "inputVolume": "10.outputVolume",
+                     "maskVolume": "10.outputMask", "numberOfThreads": 2})  # fmt: skip
     return json.dumps(workflow, indent=1)
+
+
+def tilted(truth):
+    """Write the particles as of tilted specimens, with one defocus for each micrograph; returns the new STAR file.
+
+    Particles of like defocus make a micrograph, and stand in it where their defocus puts them: CTF refinement has
+    something to find, and its viewer to show.
+    """
+    tables = read_star(truth)
+    rows, rng = tables["particles"], np.random.RandomState(5)
+    defoci = np.array([float(row["rlnDefocusU"]) for row in rows])
+    for number, here in enumerate(np.array_split(np.argsort(defoci), MICROGRAPHS), 1):
+        mean, ends = defoci[here].mean(), (defoci[here].min(), defoci[here].max())
+        for k in here:
+            across = np.interp(defoci[k], ends, (200, 3800))
+            rows[k].update(rlnMicrographName=f"tilted{number}.mrc", rlnDefocusU=f"{mean:.2f}",
+                           rlnDefocusV=f"{mean:.2f}", rlnCoordinateX=f"{across:.1f}",
+                           rlnCoordinateY=f"{rng.uniform(200, 3800):.1f}")  # fmt: skip
+    given = truth.replace("truth", "given")
+    write_star(given, tables.items())
+    return given
 
 
 def make_chimerax():
@@ -163,6 +192,14 @@ class User:
             there = [str(one.cget("text")) for one in self.buttons(window)]
             raise Missing(f"{len(found)} buttons {text or command} among {there}")
         self.click(found[0])
+
+    def answers(self, form, question):
+        """The radio buttons of a question of a form by what they say, {} if it is not asked."""
+        labels = [one for one in self.walk(form) if one.winfo_class() == "Label" and one.winfo_viewable()
+                  and one.cget("text") == question]  # fmt: skip
+        rows = [one for label in labels for one in label.master.grid_slaves(row=label.grid_info()["row"])]
+        found = [one for row in rows for one in self.walk(row)]
+        return {one.cget("text"): one for one in found if one.winfo_class() == "Radiobutton"}
 
     def new_windows(self, before):
         """Those that have come since ``before`` (a list of windows)."""
@@ -255,20 +292,42 @@ def press_wizards(user, form, name):
 
 
 def other_tabs(user, form, name):
-    """Pictures of the other pages of a form, and of all with everything that experts can set."""
+    """Pictures of the other pages of a form, and of all with everything that experts can set, as high as it is."""
     book = next(one for one in user.walk(form) if one.winfo_class() == "TNotebook")
     levels = {one.cget("text"): one for one in user.walk(form) if one.winfo_class() == "Radiobutton"}
+    usual = form.geometry()
     for level in ("Normal", "Advanced"):
         user.click(levels[level])
         yield 1
+        if level == "Advanced":
+            form.geometry(WHOLE)
+            yield 1
         for index in range(level == "Normal", len(book.tabs())):
             book.select(index)
             yield 1
             user.take(f"{name}_form_{level}_{index}".lower())
+            if level == "Advanced" and index:
+                yield from press_wizards(user, form, name)
         book.select(0)
         yield 1
+    yield from ask_for_ewald(user, form, name)
+    form.geometry(usual)
+    yield 1
     user.click(levels["Normal"])
     yield 1
+
+
+def ask_for_ewald(user, form, name):
+    """The correction brings a question of its own; neither is left in the form."""
+    buttons = user.answers(form, "Correct for the Ewald sphere?")
+    if not buttons:
+        return
+    for answer in ("Yes", "No"):
+        user.click(buttons[answer])
+        yield 1
+        if bool(user.answers(form, "Hand of the curvature")) != (answer == "Yes"):
+            raise Missing("the hand of the curvature is asked for at the wrong time")
+        user.take(f"{name}_form_ewald_{answer}".lower())
 
 
 def analyse(user, name, protocol):

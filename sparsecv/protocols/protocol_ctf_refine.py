@@ -54,7 +54,9 @@ class SparseCvProtCtfRefine(ParticleProtocol, ProtParticles):
                            "images are compared, and high frequencies tell most. Without one: a sphere.")  # fmt: skip
         self._defineOriginal(form)
         form.addSection(label="What to refine")
-        form.addParam("defocus", params.BooleanParam, default=True, label="Defocus of each particle?")
+        form.addParam("defocus", params.BooleanParam, default=True, label="Defocus of each particle?",
+                      help="Particles are at different heights in the ice, and in tilted specimens far more so. The "
+                           "summary says how much of the changes is beyond noise.")  # fmt: skip
         form.addParam("astigmatism", params.EnumParam, choices=ASTIGMATISM, default=0, label="Astigmatism",
                       display=params.EnumParam.DISPLAY_HLIST,
                       help="Of each micrograph (without the defocus of each particle its mean defocus, too), or of "
@@ -69,7 +71,9 @@ class SparseCvProtCtfRefine(ParticleProtocol, ProtParticles):
                       label="Anisotropic magnification of each group?",
                       help="Where the microscope stretches images along one axis, by a few parts in a hundred.")
         form.addParam("defocusRange", params.FloatParam, default=2000.0, validators=[params.GE(1)],
-                      label="Largest change of a defocus (A)")  # fmt: skip
+                      label="Largest change of a defocus (A)",
+                      help="From the one that there is, up or down. More where specimens are tilted; the summary "
+                           "says how many particles have come to the bound.")  # fmt: skip
         form.addParam("defocusPrior", params.FloatParam, default=0, validators=[params.GE(0)],
                       expertLevel=params.LEVEL_ADVANCED, label="Width of a prior on changes (A)",
                       help="Where the noise of a particle is as large as what is to be found, the part of the "
@@ -79,7 +83,7 @@ class SparseCvProtCtfRefine(ParticleProtocol, ProtParticles):
                       help="0: where the FSC of the half maps falls below 0.143.")  # fmt: skip
         form.addParam("particleDiameter", params.FloatParam, default=0, validators=[params.GE(0)],
                       expertLevel=params.LEVEL_ADVANCED, label="Particle diameter (A)",
-                      help="Of the sphere that takes the place of a mask. 0: 90 % of the box.".replace("%", "%%"))
+                      help="Of the sphere that takes the place of a mask. 0: 90 % of the box.")
         form.addParam("rounds", params.IntParam, default=0, validators=[params.GE(0)],
                       expertLevel=params.LEVEL_ADVANCED, label="Rounds",
                       help="0: two where different things are refined, each of which is seen through the others, else "

@@ -68,7 +68,7 @@ class RefineProtocol(ParticleProtocol, ProtRefine3D):
         form.addParam("particleDiameter", params.FloatParam, default=0, validators=[params.GE(0)],
                       label="Particle diameter (A)",
                       help="Of a circle around the whole particle, with detergent or nucleic acid. 0: 90 % of the "
-                           "box.".replace("%", "%%"))  # fmt: skip
+                           "box.")  # fmt: skip
         form.addParam("localSearches", params.BooleanParam, default=False, label="Local searches only?",
                       help="Yes: refine around the alignments that the particles have, which must be good to a few "
                            "degrees. No: search all orientations.")  # fmt: skip
@@ -111,12 +111,13 @@ class RefineProtocol(ParticleProtocol, ProtRefine3D):
                            "at 3.0 A by one of 300 A, at 4.9 A by one of 800 A. Not for particles that were "
                            "phase-flipped or multiplied by their CTF.")  # fmt: skip
         form.addParam("ewaldHand", params.EnumParam, choices=HANDS, default=0, condition="ewald",
-                      expertLevel=params.LEVEL_ADVANCED, label="Hand of the curvature",
+                      display=params.EnumParam.DISPLAY_HLIST, expertLevel=params.LEVEL_ADVANCED,
+                      label="Hand of the curvature",
                       help="To which side the sphere curves. It is the same for all data of a microscope that are "
                            "processed alike, and turns round with the hand of the map. Try both: the right one gives "
                            "the higher resolution, the wrong one a lower one than none.")  # fmt: skip
         form.addParam("mostRejected", params.FloatParam, default=5.0, expertLevel=params.LEVEL_ADVANCED,
-                      label="Unusable particles that stop the run (%)".replace("%", "%%"),
+                      label="Unusable particles that stop the run (%)",
                       help="Images without usable numbers are set aside and listed; more than this stop the run.")
         self._definePrior(form)
         form.addParallelSection(threads=4, mpi=1)

@@ -5,8 +5,9 @@ import json
 import os
 
 from pwem.objects import Volume
+from pyworkflow.protocol.params import Group, Line, Section
 
-from sparsecv import convert
+from sparsecv import convert, protocols
 from sparsecv.protocols import SparseCvProtModelFsc, SparseCvProtNuFilter, SparseCvProtPostprocess
 from sparsecv.tests.data import PIXEL_SIZE, engine, particle_set, simulated
 from sparsecv.tests.project import SparseCvTest, plugin_variables
@@ -64,6 +65,16 @@ class TestSparseCvMessages(SparseCvTest):
         self.assertIn("larger than the box of 192 A", self.errors(made))
         made = self.refinement(strength=2, preset=0)
         self.assertIn("need epsilon", self.errors(made))
+
+    def test_every_parameter_explains_itself(self):
+        """Scipion shows labels and helps as they are: there is one of each, and nothing is left of a formatting."""
+        for name in protocols.__all__:
+            for parameter, definition in getattr(protocols, name)()._definition.iterAllParams():
+                if isinstance(definition, (Group, Line, Section)) or definition.condition.get() == "False":
+                    continue  # what is around parameters, or hidden
+                for said in (definition.getLabel(), definition.getHelp()):
+                    self.assertTrue(said and said.strip(), "%s.%s" % (name, parameter))
+                    self.assertNotIn("%%", said, "%s.%s" % (name, parameter))
 
     def test_hand_of_the_ewald_sphere(self):
         """A hand is told to the engine only with the correction, which does not know it otherwise."""

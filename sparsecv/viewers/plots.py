@@ -21,7 +21,7 @@ def crossing(frequency, curve, threshold):
     Returns
     -------
     tuple
-        Resolution or None, and text: "4.21 A", "above to 3.2 A" (no crossing before the end), "never above".
+        Resolution or None, and text: "4.21 Å", "above to 3.2 Å" (no crossing before the end), "never above".
     """
     frequency, curve = np.asarray(frequency, dtype=float), np.asarray(curve, dtype=float)
     above = np.flatnonzero(curve >= threshold)
@@ -29,11 +29,11 @@ def crossing(frequency, curve, threshold):
         return None, "never above"
     below = np.flatnonzero(~(curve[above[0] :] >= threshold)) + above[0]
     if len(below) == 0:
-        return None, "above to %.2f A" % (1 / frequency[-1])
+        return None, "above to %.2f Å" % (1 / frequency[-1])
     k = int(below[0])
     part = (curve[k - 1] - threshold) / max(curve[k - 1] - curve[k], 1e-12)
     resolution = 1 / (frequency[k - 1] + part * (frequency[k] - frequency[k - 1]))
-    return resolution, "%.2f A" % resolution
+    return resolution, "%.2f Å" % resolution
 
 
 def draw_fsc(figure, curves, title="Fourier shell correlation"):
@@ -53,16 +53,16 @@ def draw_fsc(figure, curves, title="Fourier shell correlation"):
     axes.set_ylim(min(-0.1, min(np.min(values) for _, _, values in curves) - 0.03), 1.05)
     ticks = [t for t in axes.get_xticks() if 0 < t <= last]
     axes.set_xticks(ticks)
-    axes.set_xticklabels(["%.2f\n%.1f A" % (t, 1 / t) for t in ticks])
-    axes.set_xlabel("spatial frequency (1/A), resolution")
+    axes.set_xticklabels(["%.2f\n%.1f Å" % (t, 1 / t) for t in ticks])
+    axes.set_xlabel("spatial frequency (1/Å), resolution")
     axes.set_ylabel("correlation")
     axes.grid(color="0.92", linewidth=0.6)
-    axes.legend(fontsize=8, loc="lower left", framealpha=0.9)
+    axes.legend(fontsize=8, framealpha=0.9)
     axes.set_title(title)
 
 
 def draw_slices(figure, density, pixel_size, axis="z", count=4, colouring=None, scale=None, colour_map="viridis_r",
-                title="Slices", label="A"):  # fmt: skip
+                title="Slices", label="Å"):  # fmt: skip
     """Draw slices of a map in grey, or in the colours of another one, as bright as the density.
 
     Parameters
@@ -95,23 +95,24 @@ def draw_slices(figure, density, pixel_size, axis="z", count=4, colouring=None, 
         else:
             light = 0.35 + 0.65 * np.clip((image - low) / max(high - low, 1e-12), 0, 1)
             axes.imshow(colours(norm(colouring[place]))[:, :, :3] * light[:, :, None], origin="lower", extent=side)
-        axes.set_title("%s = %.0f A" % (axis, place * pixel_size), fontsize=9)
-        axes.set_xlabel("%s (A)" % across, fontsize=8)
-        axes.set_ylabel("%s (A)" % up, fontsize=8)
+        axes.set_title("%s = %.0f Å" % (axis, place * pixel_size), fontsize=9)
+        axes.set_xlabel("%s (Å)" % across, fontsize=8)
+        axes.set_ylabel("%s (Å)" % up, fontsize=8)
         axes.tick_params(labelsize=7)
     if colouring is not None:
         figure.colorbar(matplotlib.cm.ScalarMappable(norm, colours), cax=figure.add_subplot(cells[:, -1]), label=label)
     figure.suptitle(title)
 
 
-def draw_histogram(figure, values, title, xlabel="resolution (A)"):
+def draw_histogram(figure, values, title, xlabel="resolution (Å)"):
     """Draw the share of voxels by value, a step line for each label."""
     axes = figure.add_subplot(111)
     whole = np.concatenate([np.ravel(part) for part in values.values()])
     edges = np.linspace(whole.min(), max(whole.max(), whole.min() + 1e-3), 41)
     for number, (label, part) in enumerate(values.items()):
         counts, _ = np.histogram(part, bins=edges)
-        axes.step(edges[:-1], 100.0 * counts / max(counts.sum(), 1), where="post", label=label,
+        shares = np.concatenate(([0], 100.0 * counts / max(counts.sum(), 1), [0]))
+        axes.step(np.append(edges[0], edges), shares, where="post", label=label,
                   color=COLOURS[number % len(COLOURS)], linestyle=STYLES[number % len(STYLES)])  # fmt: skip
     axes.set_xlabel(xlabel)
     axes.set_ylabel("voxels (%)")
@@ -140,8 +141,8 @@ def draw_history(figure, history):
     for number, (name, label) in enumerate((("resolution_0143", "FSC 0.143"), ("resolution_05", "FSC 0.5"))):
         top.plot(iterations, [row.get(name) or np.nan for row in history], marker="o", markersize=4, label=label,
                  color=COLOURS[number], linestyle=STYLES[number])  # fmt: skip
-    top.set_ylabel("resolution (A)")
-    for number, (name, label) in enumerate((("turned_deg", "turned (degrees)"), ("moved_A", "moved (A)"),
+    top.set_ylabel("resolution (Å)")
+    for number, (name, label) in enumerate((("turned_deg", "turned (degrees)"), ("moved_A", "moved (Å)"),
                                             ("spread_deg", "posterior spread (degrees)"))):  # fmt: skip
         bottom.plot(iterations, [row.get(name) if row.get(name) else np.nan for row in history], marker="o",
                     markersize=4, label=label, color=COLOURS[number], linestyle=STYLES[number])  # fmt: skip
@@ -178,18 +179,20 @@ def draw_prior(figure, history):
     axes = figure.add_subplot(111)
     names = {"kappa_sparse": "sparsity", "kappa_variation": "total variation"}
     drawn = 0
-    for half in (1, 2):
+    # halves often agree: a ring around a dot shows both
+    marks = {1: {"marker": "o", "markersize": 5}, 2: {"marker": "o", "markersize": 11, "markerfacecolor": "none"}}
+    for half, mark in marks.items():
         of_half = [(iteration, part) for iteration, number, part in rows if number == half]
-        for name, label in names.items():
+        for number, (name, label) in enumerate(names.items()):
             points = [(iteration, part[name]) for iteration, part in of_half if isinstance(part.get(name), float)]
             if points:
-                axes.plot(*zip(*points), marker="o", markersize=4, color=COLOURS[drawn % len(COLOURS)],
-                          linestyle=STYLES[half - 1], label="%s, half %d" % (label, half))  # fmt: skip
+                axes.plot(*zip(*points), color=COLOURS[number], linestyle=STYLES[half - 1],
+                          label="%s, half %d" % (label, half), **mark)  # fmt: skip
                 drawn += 1
         points = [(iteration, 100 * (1 - part["share"][0])) for iteration, part in of_half if part.get("share")]
         if points:
-            axes.plot(*zip(*points), marker="o", markersize=4, color=COLOURS[half - 1], linestyle=STYLES[half - 1],
-                      label="half %d" % half)  # fmt: skip
+            axes.plot(*zip(*points), color=COLOURS[half - 1], linestyle=STYLES[half - 1],
+                      label="half %d" % half, **mark)  # fmt: skip
             axes.set_ylabel("voxels finer than the coarsest filter (%)")
             drawn += 1
     if any(name in part for _, _, part in rows for name in names):
@@ -244,6 +247,8 @@ def draw_residues(figure, rows):
         axes.grid(color="0.92", linewidth=0.6)
         if number == 0:
             axes.legend(fontsize=8, ncol=2)
+    if names:
+        axes.set_xlabel("residue", fontsize=8)
     more = len(chains) - len(names)
     figure.suptitle("Residues" + (" (%d more chains in residues.csv)" % more if more > 0 else ""))
 
@@ -260,20 +265,27 @@ def draw_defoci(figure, pairs, micrograph=None, places=()):
     places : list of tuple
         (x, y, defocus) of its particles, pixels and A; none: they have no coordinates.
     """
+    from matplotlib.ticker import MaxNLocator
+
     before, after = np.array(pairs, dtype=float).T
     axes = figure.add_subplot(1, 2 if len(places) else 1, 1)
+    axes.set_aspect("equal")
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.grid(color="0.92", linewidth=0.6)
     ends = min(before.min(), after.min()), max(before.max(), after.max())
     axes.plot(ends, ends, color="0.6", linewidth=0.8)
     axes.plot(before, after, linestyle="", marker=".", markersize=3, color=COLOURS[0])
-    axes.set_xlabel("mean defocus before (A)")
-    axes.set_ylabel("after (A)")
-    axes.set_title("rms change %.0f A" % np.sqrt(np.mean((after - before) ** 2)), fontsize=10)
+    axes.set_xlabel("mean defocus before (Å)")
+    axes.set_ylabel("mean defocus after (Å)")
+    axes.set_title("rms change %.0f Å" % np.sqrt(np.mean((after - before) ** 2)), fontsize=10)
     if len(places):
         x, y, defocus = np.array(places, dtype=float).T
         axes = figure.add_subplot(122)
         drawn = axes.scatter(x, y, c=defocus, s=16, cmap="viridis")
-        figure.colorbar(drawn, ax=axes, label="mean defocus (A)")
+        figure.colorbar(drawn, ax=axes, label="mean defocus after (Å)", fraction=0.046, pad=0.04)
         axes.set_aspect("equal")
         axes.set_xlabel("x (pixels)")
+        axes.set_ylabel("y (pixels)")
         axes.set_title("%s, %d particles" % (micrograph, len(places)), fontsize=10)
     figure.tight_layout()

@@ -29,6 +29,7 @@ from sparsecv.star import read_star
 from sparsecv.viewers import plots
 
 SLICE_AXES = ["z", "y", "x"]
+SIZE, SQUARE, FLAT = (9, 6.5), (8.5, 7.5), (11, 5)  # of windows, inches: curves, four panels, two panels
 MOST_SHOWN = 20000  # particles in a plot of single ones
 
 
@@ -62,12 +63,12 @@ class SparseCvViewer(ProtocolViewer):
         return [(label, frequency, [float(row[column]) for row in rows]) for column, label in found]
 
     # ------------------------------------------------------------------------------------------------------- windows
-    def _window(self, draw, *arguments, **more):
+    def _window(self, draw, *arguments, size=SIZE, **more):
         """A window with what a function of ``plots`` draws."""
         plotter = EmPlotter(x=1, y=1, windowTitle=self._label)
         figure = plotter.getFigure() if hasattr(plotter, "getFigure") else plotter.figure
         figure.clear()
-        figure.set_size_inches(9, 6.5)
+        figure.set_size_inches(*size)
         draw(figure, *arguments, **more)
         return [plotter]
 
@@ -77,18 +78,21 @@ class SparseCvViewer(ProtocolViewer):
 
     def _picture(self, pattern, what):
         """The newest of the engine's own pictures."""
+        import matplotlib.image
+
         found = sorted(glob.glob(self._path(pattern)))
         if not found:
             return self._absent(what)
+        image = matplotlib.image.imread(found[-1])
 
         def draw(figure):
-            import matplotlib.image
-
-            axes = figure.add_axes([0, 0, 1, 1])
-            axes.imshow(matplotlib.image.imread(found[-1]))
+            axes = figure.add_subplot(111)
+            figure.subplots_adjust(0, 0, 1, 1)
+            axes.imshow(image)
             axes.axis("off")
 
-        return self._window(draw)
+        wide = min(FLAT[0], SQUARE[1] * image.shape[1] / image.shape[0])
+        return self._window(draw, size=(wide, wide * image.shape[0] / image.shape[1]))
 
     def _script(self, name):
         """Open a script of the engine in ChimeraX."""
@@ -105,18 +109,26 @@ class SparseCvViewer(ProtocolViewer):
         webbrowser.open("file://" + os.path.abspath(self._path(name)))
         return []
 
-    def _slices(self, name, **more):
+    def _maps(self):
+        """What can be sliced: (words, name of the file)."""
+        return self.MAPS
+
+    def _showSlices(self, param=None):
+        words, name = self._maps()[self.mapName.get()]
         if not self._has(name):
             return self._absent(name)
         density, pixel_size = self._map(name)
-        return self._window(plots.draw_slices, density, pixel_size, axis=SLICE_AXES[self.sliceAxis.get()], title=name,
-                            **more)  # fmt: skip
+        return self._window(plots.draw_slices, density, pixel_size, axis=SLICE_AXES[self.sliceAxis.get()],
+                            title="%s, %s" % (words, name), size=SQUARE)  # fmt: skip
 
     # -------------------------------------------------------------------------------------------------------- forms
-    def _defineSlices(self, group, choices):
+    def _defineSlices(self, group):
+        files = ["*%s*: extra/%s" % pair for pair in self._maps()]
+        group.addParam("mapName", params.EnumParam, choices=[words for words, _ in self._maps()], default=0,
+                       label="Map", help="\n".join(files))  # fmt: skip
         group.addParam("sliceAxis", params.EnumParam, choices=SLICE_AXES, default=0, label="Slices across",
-                       display=params.EnumParam.DISPLAY_HLIST)  # fmt: skip
-        group.addParam("mapName", params.EnumParam, choices=choices, default=0, label="Map")
+                       display=params.EnumParam.DISPLAY_HLIST,
+                       help="The axis that they are perpendicular to. Four are shown, between 30 and 70 % of the box.")
         group.addParam("doShowSlices", params.LabelParam, label="Show slices")
 
     def _defineBandLimit(self, form, name):
@@ -140,7 +152,7 @@ class SparseCvViewer(ProtocolViewer):
         return self._window(plots.draw_slices, density, pixel_size, axis=SLICE_AXES[self.sliceAxis.get()],
                             colouring=self._map(name)[0], scale=(self.lowest.get(), self.highest.get()),
                             colour_map=self.colorMap.get() or "viridis_r", title="Local band limits",
-                            label="band limit (A)")  # fmt: skip
+                            label="band limit (Å)", size=SQUARE)  # fmt: skip
 
     def _histogram(self, names, title="Band limits"):
         found = {label: self._map(name)[0] for label, name in names.items() if self._has(name)}
@@ -156,9 +168,14 @@ class SparseCvRefineViewer(SparseCvViewer):
 
     _targets = [SparseCvProtRefine, SparseCvProtNonUniform]
     _label = "viewer sparsecv refinement"
-    MAPS = ["run_class001.mrc", "postprocess.mrc", "run_class001_regularised.mrc", "run_locally_filtered.mrc",
-            "run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc"]  # fmt: skip
+    MAPS = [("map of both halves", "run_class001.mrc"), ("sharpened map", "postprocess.mrc"),
+            ("map by the prior", "run_class001_regularised.mrc"), ("half map 1", "run_half1_class001_unfil.mrc"),
+            ("half map 2", "run_half2_class001_unfil.mrc"), ("mask", "postprocess_mask.mrc")]  # fmt: skip
     LIMITS = {"both": "run_bandlimit.mrc", "half 1": "run_half1_bandlimit.mrc", "half 2": "run_half2_bandlimit.mrc"}
+
+    def _maps(self):
+        more = [("locally filtered map", "run_locally_filtered.mrc")]
+        return self.MAPS + (more if isinstance(self.protocol, SparseCvProtNonUniform) else [])
 
     def _defineParams(self, form):
         form.addSection(label="Results")
@@ -172,7 +189,7 @@ class SparseCvRefineViewer(SparseCvViewer):
         group.addParam("doShowFsc", params.LabelParam, label="Show all FSC curves")
         group.addParam("doShowAngles", params.LabelParam, label="Show the angular distribution")
         group.addParam("doShowMaps", params.LabelParam, label="Show map, half maps and mask in ChimeraX")
-        self._defineSlices(group, self.MAPS)
+        self._defineSlices(group)
         if isinstance(self.protocol, SparseCvProtNonUniform):
             group = self._defineBandLimit(form, "run_bandlimit.mrc")
             group.addParam("doShowDifference", params.LabelParam, label="Show how the halves' band limits differ")
@@ -184,7 +201,7 @@ class SparseCvRefineViewer(SparseCvViewer):
             "doShowLastFsc": lambda _: self._picture("run_it*_fsc.png", "An iteration"),
             "doShowLastSlices": lambda _: self._picture("run_it*_slices.png", "An iteration"),
             "doShowFsc": self._showFsc, "doShowAngles": self._showAngles,
-            "doShowSlices": lambda _: self._slices(self.MAPS[self.mapName.get()]),
+            "doShowSlices": self._showSlices,
             "doShowBandLimit": lambda _: self._bandLimit("run_locally_filtered.mrc", "run_bandlimit.mrc"),
             "doShowHistogram": lambda _: self._histogram(self.LIMITS),
             "doShowDifference": self._showDifference,
@@ -221,7 +238,7 @@ class SparseCvRefineViewer(SparseCvViewer):
         return self._window(plots.draw_slices, density, pixel_size, axis=SLICE_AXES[self.sliceAxis.get()],
                             colouring=np.log2(first / second), scale=(-2, 2), colour_map="coolwarm",
                             title="Band limits of half 1 over those of half 2",
-                            label="log2 of their ratio")  # fmt: skip
+                            label="log2 of their ratio", size=SQUARE)  # fmt: skip
 
 
 class SparseCvMapViewer(SparseCvViewer):
@@ -230,23 +247,25 @@ class SparseCvMapViewer(SparseCvViewer):
     _targets = [SparseCvProtPostprocess, SparseCvProtNuFilter]
     _label = "viewer sparsecv map"
 
-    def _names(self):
+    def _maps(self):
         if isinstance(self.protocol, SparseCvProtNuFilter):
-            return ["sharpened.mrc", "filtered.mrc", "bandlimit.mrc", "local_resolution.mrc"]
-        return ["postprocess.mrc", "postprocess_masked.mrc", "postprocess_mask.mrc"]
+            return [("sharpened and filtered map", "sharpened.mrc"), ("filtered map", "filtered.mrc"),
+                    ("band limits (Å)", "bandlimit.mrc"), ("local resolution (Å)", "local_resolution.mrc")]
+        return [("sharpened map", "postprocess.mrc"), ("sharpened map in the mask", "postprocess_masked.mrc"),
+                ("mask", "postprocess_mask.mrc")]  # fmt: skip
 
     def _defineParams(self, form):
         form.addSection(label="Results")
-        group = form.addGroup("Maps")
-        self._defineSlices(group, self._names())
-        if isinstance(self.protocol, SparseCvProtNuFilter):
-            self._defineBandLimit(form, "bandlimit.mrc")
-        else:
+        is_filter = isinstance(self.protocol, SparseCvProtNuFilter)
+        if not is_filter:
             form.addParam("doShowFsc", params.LabelParam, label="Show all FSC curves", default=True)
+        self._defineSlices(form.addGroup("Maps"))
+        if is_filter:
+            self._defineBandLimit(form, "bandlimit.mrc")
 
     def _getVisualizeDict(self):
         return {
-            "doShowSlices": lambda _: self._slices(self._names()[self.mapName.get()]),
+            "doShowSlices": self._showSlices,
             "doShowFsc": self._showFsc,
             "doShowBandLimit": lambda _: self._bandLimit("sharpened.mrc", "bandlimit.mrc"),
             "doShowHistogram": lambda _: self._histogram({"band limit": "bandlimit.mrc",
@@ -301,7 +320,7 @@ class SparseCvCtfViewer(SparseCvViewer):
                  for particle in self.protocol.inputParticles.get().iterItems(limit=MOST_SHOWN)
                  if particle.getObjId() in after]  # fmt: skip
         most = max(places, key=lambda name: len(places[name]), default=None)
-        return self._window(plots.draw_defoci, pairs, most, places.get(most, ()))
+        return self._window(plots.draw_defoci, pairs, most, places.get(most, ()), size=FLAT)
 
     def _showAberrations(self, param=None):
         groups = self._groups()
@@ -320,7 +339,7 @@ class SparseCvModelViewer(SparseCvViewer):
 
     _targets = [SparseCvProtModelFsc]
     _label = "viewer sparsecv model"
-    MAPS = ["validate_map.mrc", "validate_model.mrc", "validate_mask.mrc"]
+    MAPS = [("map", "validate_map.mrc"), ("density of the model", "validate_model.mrc"), ("mask", "validate_mask.mrc")]
 
     def _defineParams(self, form):
         form.addSection(label="Results")
@@ -328,14 +347,14 @@ class SparseCvModelViewer(SparseCvViewer):
         form.addParam("doShowResidues", params.LabelParam, label="Show the scores of residues")
         form.addParam("doShowPage", params.LabelParam, label="Open the page with everything in a browser")
         form.addParam("doShowChimera", params.LabelParam, label="Show the model coloured by Q-score in ChimeraX")
-        self._defineSlices(form.addGroup("Maps"), self.MAPS)
+        self._defineSlices(form.addGroup("Maps"))
 
     def _getVisualizeDict(self):
         return {
             "doShowFsc": self._showFsc, "doShowResidues": self._showResidues,
             "doShowPage": lambda _: self._page("validate.html"),
             "doShowChimera": lambda _: self._script("scores.cxc"),
-            "doShowSlices": lambda _: self._slices(self.MAPS[self.mapName.get()]),
+            "doShowSlices": self._showSlices,
         }  # fmt: skip
 
     def _showFsc(self, param=None):
