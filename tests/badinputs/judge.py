@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from corpus import ACCEPTED, ASIDE, CANARY, REFUSED, Case
+from corpus.case import ACCEPTED, ASIDE, CANARY, REFUSED, Case
 from inputs import Inputs
 
 from sparsecv import cli

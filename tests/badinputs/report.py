@@ -25,7 +25,8 @@ sys.path[:0] = [str(TESTS), str(TESTS / "badinputs")]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-from corpus import ACCEPTED, ASIDE, CASES, KINDS, REFUSED, Case  # noqa: E402
+from corpus import CASES  # noqa: E402
+from corpus.case import ACCEPTED, ASIDE, KINDS, REFUSED, Case  # noqa: E402
 from inputs import Inputs  # noqa: E402
 from judge import Outcome, faults, run  # noqa: E402
 
