@@ -66,6 +66,7 @@ def counted(cases: list[Case], folder: Path) -> dict[str, Any]:
         "by_kind": {kind: {name: counts[kind][name] for name in order} for kind in KINDS},
         "all": {name: sum(counts[kind][name] for kind in KINDS) for name in order},
         "files_outside_of_the_results": strays,
+        "date": time.strftime("%d %B %Y"),
         "wrong": wrong,
     }
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from sparsecv.engine.commands import Save, check_device
+from sparsecv.engine.errors import tell
 from sparsecv.engine.refine.settings import ReconstructSettings
 
 SETTINGS = ReconstructSettings
@@ -14,8 +15,7 @@ def run(settings: ReconstructSettings, save: Save) -> int:
     from sparsecv.engine.refine.reconstruct import reconstruct
 
     check_device(settings.device)
-    settings.output.parent.mkdir(parents=True, exist_ok=True)
     written = reconstruct(settings)
     save(settings.output.with_suffix(".toml"))
-    print(f"written: {', '.join(str(path) for path in written)}")
+    tell(f"written: {', '.join(str(path) for path in written)}")
     return 0

@@ -30,6 +30,14 @@ def results(output: Path, parts: int) -> list[Path]:
     return [output, *(beside(output, end) for end in ends)]
 
 
+def old_parts(output: Path) -> list[Path]:
+    """Random subsets that an earlier selection of the same name has left, which are removed."""
+    found: list[Path] = []
+    while (part := beside(output, f"_part{len(found) + 1}.star")).is_file():
+        found.append(part)
+    return found
+
+
 def write_selection(output: Path, found: Selection) -> list[Path]:
     """Write what a selection has found, in place of what an earlier one has left; return the files.
 
@@ -40,10 +48,10 @@ def write_selection(output: Path, found: Selection) -> list[Path]:
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     beside(output, ".png").unlink(missing_ok=True)
-    number = 1
-    while (part := beside(output, f"_part{number}.star")).is_file() and part.resolve() != found.table.path.resolve():
+    for part in old_parts(output):
+        if part.resolve() == found.table.path.resolve():
+            break
         part.unlink()
-        number += 1
     star = _with_names_that_lead(found.table, output)
     stars = {output: found.kept, beside(output, "_removed.star"): ~found.kept}
     for number in range(int(found.part.max(initial=-1)) + 1):

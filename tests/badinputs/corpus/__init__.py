@@ -14,9 +14,8 @@ kind of thing; what a case does wrong is its ``kind``.
 
 from __future__ import annotations
 
-from corpus import archives, cs, images, maps, models, options, star
+from corpus import archives, cs, images, maps, models, optics, options, runs, star, subsets
 from corpus.case import Case
 
-CASES: list[Case] = [
-    case for module in (images, star, cs, options, maps, models, archives) for case in module.CASES
-]
+MODULES = (images, star, subsets, cs, options, optics, maps, models, runs, archives)
+CASES: list[Case] = [case for module in MODULES for case in module.CASES]

@@ -156,3 +156,12 @@ refused("security", "output that is an input",
         lambda p: (write_map(p.folder / "postprocess.mrc", np.ones((8,) * 3), 1.0),
                    ["postprocess", p.folder / "postprocess.mrc", p.start, "--output", p.folder])[1],
         "would be overwritten", file="postprocess.mrc")  # fmt: skip
+for _command in ("fsc", "postprocess", "regularise", "nu-filter"):
+    refused("security", f"{_command}: output that is a file",
+            lambda p, command=_command: [*p.halves(command), "--output", p.start], "is no folder", file="start.mrc")
+    refused("security", f"{_command}: output folder of a name too long",
+            lambda p, command=_command: [*p.halves(command), "--output", p.out / ("o" * 300)], "too long", file="ooo")
+accepted("security", "fsc: output folder with line breaks and escape codes",
+         lambda p: [*p.halves("fsc"), "--output", p.out / "a\n\x1b[31m"], "a\\n\\x1b[31m")  # fmt: skip
+refused("security", "simulate: output that is a file", lambda p: ["simulate", "--output", p.start], "is no folder",
+        file="start.mrc")  # fmt: skip

@@ -43,3 +43,24 @@ accepted("numerics", "nonuniform in a box of 16", lambda p: p.refine("--regulari
 accepted("numerics", "sparse-tv in a box of 16", lambda p: p.refine("--regulariser", "sparse-tv"))
 accepted("numerics", "diameter of one pixel", lambda p: p.refine("--particle-diameter", PIXEL_SIZE))
 accepted("numerics", "no low-pass filter", lambda p: p.refine("--initial-lowpass", 0), "is not low-pass filtered")
+for _command, _key, _text, _words in (
+    ("select", "keep", "'much'", "a number"), ("select", "random", "true", "a whole number"),
+    ("select", "relative_to", "'moon'", "one of none, optics"), ("select", "split", "2.0", "a whole number"),
+    ("select", "optics_groups", "1", "a string"), ("ctf_refine", "beam_tilt", "'yes'", "true or false"),
+    ("ctf_refine", "rounds", "2.0", "a whole number"), ("ctf_refine", "astigmatism", "'group'", "one of micrograph"),
+    ("reconstruct", "ewald", "1", "true or false"), ("reconstruct", "ewald_hand", "1.0", "a whole number"),
+    ("refine", "ewald_hand", "'left'", "a whole number"), ("convert", "aberrations", "'left'", "one of specter, pyem"),
+    ("convert", "passthrough", "'a.cs'", "an array"), ("convert", "passthrough", "['a.cs', 1]", "a string"),
+    ("compare", "symmetry", "4", "a string"), ("compare", "runs", "'one'", "an array"),
+):  # fmt: skip
+    refused(
+        "metadata",
+        f"settings of {_command}: {_key} = {_text}",
+        lambda p, command=_command, line=f"{_key} = {_text}\n": getattr(p, command)(
+            "--config", p.raw("run.toml", line.encode())
+        ),
+        f"{_key}",
+        _words,
+        file="run.toml",
+        has_remedy=False,
+    )

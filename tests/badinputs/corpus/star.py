@@ -107,7 +107,7 @@ def _without_optics(p: Inputs) -> Sequence[object]:
     return p.refine()
 
 
-def _optics_groups(count: int, **columns: list[Any]) -> Make:
+def optics_groups(count: int, **columns: list[Any]) -> Make:
     def make(p: Inputs) -> Sequence[object]:
         star, made = StarFile.read(p.star), StarFile.new()
         first = star.table("optics")
@@ -146,20 +146,20 @@ refused(
     "0 < pixel size",
 )
 refused("metadata", "optics table missing", _without_optics, "no pixel size")
-refused("metadata", "optics group of another box than its images", _optics_groups(2, rlnImageSize=[16, 20]),
+refused("metadata", "optics group of another box than its images", optics_groups(2, rlnImageSize=[16, 20]),
         "the box is 20 pixels by the optics group's rlnImageSize")  # fmt: skip
 refused(
     "metadata",
     "optics groups of very different pixel size",
-    _optics_groups(2, rlnImagePixelSize=[4.0, 17.0]),
+    optics_groups(2, rlnImagePixelSize=[4.0, 17.0]),
     "differ too much in pixel size",
 )
-accepted("metadata", "optics groups of different pixel size", _optics_groups(2, rlnImagePixelSize=[4.0, 4.1]),
+accepted("metadata", "optics groups of different pixel size", optics_groups(2, rlnImagePixelSize=[4.0, 4.1]),
          "are brought to 16 px of 4 A")  # fmt: skip
-refused("metadata", "optics group twice", _optics_groups(2, rlnOpticsGroup=[1, 1]), "occurs twice")
+refused("metadata", "optics group twice", optics_groups(2, rlnOpticsGroup=[1, 1]), "occurs twice")
 refused("metadata", "optics group that is not there", _row("rlnOpticsGroup", 9), "row 7", "no such optics group")
-accepted("metadata", "two optics groups", _optics_groups(2))
-accepted("metadata", "200 optics groups", _optics_groups(200))
+accepted("metadata", "two optics groups", optics_groups(2))
+accepted("metadata", "200 optics groups", optics_groups(200))
 for _value, _words in (("nan", "not a finite number"), ("inf", "not a finite number"), ("1e400", "not a finite number"),
                        ("abc", "not a number"), ("1_0", "not a number"), ("?", "not a number"),
                        ("''", "not a number"), ("2e6", "impossible defocus"),
