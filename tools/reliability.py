@@ -102,7 +102,8 @@ def page(folder: Path) -> str:
     if not inputs:
         text += "| not counted | - | - | - | - | - | - | - |\n"
     strays = counted.get("files_outside_of_the_results", "not counted")
-    text += f"\nFiles made outside of the results by all of these together: {strays}.\n"
+    text += f"\nFiles made outside of the results by all of these together: {strays}."
+    text += f" Counted on {counted['date']}.\n" if "date" in counted else "\n"
     readers = counted.get("fuzz", {})
     if readers:
         text += "\nReaders under a fuzzer (atheris), with valid files to begin from:\n\n"

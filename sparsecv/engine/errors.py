@@ -88,6 +88,12 @@ class Terminated(BaseException):
         super().__init__(f"stopped by {name}{done}")
 
 
+def tell(*lines: str) -> None:
+    """Print lines on standard output; names in them may hold anything, and none makes two lines of one."""
+    for line in lines:
+        print(printable(line), flush=True)
+
+
 def complain(text: str) -> None:
     """Print an error as one line on standard error, whatever is in it."""
     line = printable(" ".join(text.splitlines()))

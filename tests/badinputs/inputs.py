@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -71,12 +73,58 @@ class Inputs:
         device = () if command in ("fsc", "postprocess") else ("--device", "cpu")
         return [command, first, second, "--output", self.out, "--threads", 1, *device, *words]
 
+    def select(self, *words: object) -> list[object]:
+        """A selection of the particles."""
+        return ["select", "--particles", self.star, "--output", self.out / "kept.star", *words]
+
+    def ctf_refine(self, *words: object) -> list[object]:
+        """A CTF refinement against half maps, which are made here unless a case has made others."""
+        paths, rng = (self.folder / "half1.mrc", self.folder / "half2.mrc"), np.random.default_rng(3)
+        for path in paths:
+            noise = 0.3 * rng.normal(size=(BOX,) * 3)
+            if not path.exists():
+                write_map(path, (blobs(BOX) + noise).astype(np.float32), PIXEL_SIZE)
+        return ["ctf-refine", "--particles", self.star, "--half1", paths[0], "--half2", paths[1], "--output", self.out,
+                "--threads", 1, *words]  # fmt: skip
+
+    def compare(self, *words: object, names: tuple[str, str] = ("one", "two")) -> list[object]:
+        """A comparison of two finished runs, which are made here unless a case has made them."""
+        for name in names:
+            self.run(name)
+        return ["compare", *(self.folder / name for name in names), "--output", self.out, "--threads", 1, *words]
+
+    def report(self, **status: Any) -> list[object]:
+        """The page of a run, whose folder is the output; ``status`` changes what status.json says."""
+        self.out.mkdir(exist_ok=True)
+        entry = {"iteration": 1, "stage": "local", "is_last": True, "crossing_0143": 9.0, "crossing_05": 12.0,
+                 "step_deg": 7.5, "turned_deg": 1.0, "moved_A": 0.5, "spread_deg": 3.0, "rejected": 0}  # fmt: skip
+        content = {"state": "finished", "iteration": 1, "wall_seconds": 3.0, "history": [entry]} | status
+        (self.out / "status.json").write_text(json.dumps(content))
+        return ["report", self.out]
+
     def convert(self, *words: object) -> list[object]:
         """particles.cs to a STAR file."""
         self.out.mkdir(exist_ok=True)
         return ["convert", self.folder / "particles.cs", self.out / "out.star", *words]
 
     # -------------------------------------------------------------------------------------------------------- changes
+    def qualities(self, **columns: Any) -> Inputs:
+        """Give the particles what a refinement has found of them."""
+        rng = np.random.default_rng(5)
+        found = {"sparsecvLogEvidence": rng.normal(30, 5, PARTICLES).tolist(),
+                 "rlnNormCorrection": (1 + 0.05 * rng.normal(size=PARTICLES)).tolist()}  # fmt: skip
+        return self.table(**found).table(**columns)
+
+    def run(self, name: str) -> Path:
+        """The folder of a finished refinement of the particles as they are by now; one that is there is left."""
+        folder = self.folder / name
+        if not folder.exists():
+            folder.mkdir()
+            shutil.copyfile(self.star, folder / "run_data.star")
+            for number, data in enumerate(half_maps(BOX, PIXEL_SIZE, noise=0.05), 1):
+                write_map(folder / f"run_half{number}_class001_unfil.mrc", data, PIXEL_SIZE)
+        return folder
+
     def table(self, name: str = "particles", **columns: Any) -> Inputs:
         """Set columns of a table: a value for all rows, values, or a dict from row to value."""
         star = StarFile.read(self.star)
@@ -144,6 +192,13 @@ class Inputs:
         with path.open("r+b") as file:
             file.seek(4 * (number - 1))
             file.write(np.array(value, dtype=dtype).tobytes())
+        return self
+
+    def stretched(self, path: Path, shape: tuple[int, int, int]) -> Inputs:
+        """Let an MRC file announce these sides; it has all the bytes that its header announces, and takes no space."""
+        for number, side in enumerate(shape, 1):
+            self.word(path, number, side)
+        os.truncate(path, 1024 + 4 * int(np.prod(shape, dtype=np.int64)))
         return self
 
     def renamed(self, name: str) -> Inputs:

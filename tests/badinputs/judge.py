@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from corpus import ACCEPTED, ASIDE, CANARY, REFUSED, Case
+from corpus.case import ACCEPTED, ASIDE, CANARY, REFUSED, Case
 from inputs import Inputs
 
 from sparsecv import cli
@@ -30,13 +30,17 @@ PREFIX = "sparsecv: error: "
 
 @dataclass
 class Outcome:
-    """What a command line did: its status, what it said, where its results are, files made or changed elsewhere."""
+    """What a command line did: its status, what it said, where its results are, files made or changed elsewhere.
+
+    ``given`` are files that stood among the results before.
+    """
 
     status: int
     said: str
     complained: str
     folder: Path
     strays: list[str] = field(default_factory=list)
+    given: frozenset[Path] = frozenset()
 
 
 class Stream(io.TextIOWrapper):
@@ -72,7 +76,7 @@ def run(case: Case, inputs: Inputs) -> Outcome:
     os.chdir(inputs.folder)
     try:
         words = [str(word) for word in case.make(inputs)]
-        before = seen(root, inputs.out)
+        before, given = seen(root, inputs.out), frozenset(inputs.out.glob("*"))
         said, complained = Stream(), Stream()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
             status = cli.main(words)
@@ -80,7 +84,7 @@ def run(case: Case, inputs: Inputs) -> Outcome:
     finally:
         os.chdir(here)
     strays = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
-    return Outcome(status, said.text(), complained.text(), inputs.out, strays)
+    return Outcome(status, said.text(), complained.text(), inputs.out, strays, given)
 
 
 def faults(case: Case, outcome: Outcome) -> list[str]:
@@ -103,8 +107,9 @@ def _refusal(case: Case, outcome: Outcome) -> list[str]:
         return [*found, f"not one line that is an error: {errors}"]
     needed = [*case.words, case.file, "rule: ", *(["remedy: "] if case.has_remedy else [])]
     found += [f"{word!r} is not in: {errors[0]}" for word in needed if word not in errors[0]]
-    if "iteration 1" in outcome.said or list(outcome.folder.glob("run_it*_fsc.png")):
+    if any(line.startswith("iteration 1") for line in outcome.said.splitlines()):
         found.append("something was iterated")
+    found += [f"made although it was refused: {path.name!r}" for path in {*outcome.folder.glob("*")} - outcome.given]
     return found
 
 
@@ -138,7 +143,7 @@ def _acceptance(case: Case, outcome: Outcome, words: tuple[str, ...] | None = No
         found += [f"{path.name} has {tag}" for tag in ("<script", "<img src=x") if tag in text]
     for path in outcome.folder.glob("*.cxc"):
         found += [f"{path.name}: {line}" for line in path.read_text().splitlines() if "evil" in line]
-    for path in outcome.folder.glob("*.json"):
+    for path in {*outcome.folder.glob("*.json")} - outcome.given:
         found += [f"{path.name}: {place} is not finite" for place in _wild(json.loads(path.read_text()), "")]
     return found
 

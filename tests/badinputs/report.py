@@ -25,7 +25,8 @@ sys.path[:0] = [str(TESTS), str(TESTS / "badinputs")]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-from corpus import ACCEPTED, ASIDE, CASES, KINDS, REFUSED, Case  # noqa: E402
+from corpus import CASES  # noqa: E402
+from corpus.case import ACCEPTED, ASIDE, KINDS, REFUSED, Case  # noqa: E402
 from inputs import Inputs  # noqa: E402
 from judge import Outcome, faults, run  # noqa: E402
 
@@ -65,6 +66,7 @@ def counted(cases: list[Case], folder: Path) -> dict[str, Any]:
         "by_kind": {kind: {name: counts[kind][name] for name in order} for kind in KINDS},
         "all": {name: sum(counts[kind][name] for kind in KINDS) for name in order},
         "files_outside_of_the_results": strays,
+        "date": time.strftime("%d %B %Y"),
         "wrong": wrong,
     }
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from corpus import CASES, KINDS, Case
+from corpus import CASES
+from corpus.case import KINDS, Case
 from inputs import Inputs
 from judge import faults, run
 

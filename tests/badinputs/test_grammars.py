@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpus import npz_bombs
+from corpus.bombs import npz_bombs
 from fuzz import cs_target, mrc_target, seeds, star_target
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sparsecv.engine.commands import Save
 from sparsecv.engine.compare.settings import CompareSettings
+from sparsecv.engine.errors import printable, tell
 
 if TYPE_CHECKING:
     from sparsecv.engine.compare.comparison import RunResult
@@ -42,12 +43,12 @@ def run(settings: CompareSettings, save: Save) -> int:
     save(folder / RECORD)
     pictures = write_comparison(found, folder)
     write_page(found, folder, pictures)
-    print(_table(found.runs))
-    print(f"results in {folder}: {PAGE}, {NUMBERS}, pictures")
+    tell(*_table(found.runs))
+    tell(f"results in {folder}: {PAGE}, {NUMBERS}, pictures")
     return 0
 
 
-def _table(runs: Iterable[RunResult]) -> str:
+def _table(runs: Iterable[RunResult]) -> list[str]:
     """One line per run, columns one below the other."""
     import numpy as np
 
@@ -59,6 +60,6 @@ def _table(runs: Iterable[RunResult]) -> str:
         found.append("-" if post.bfactor is None else f"{post.bfactor:.0f}")
         found += ["-", "-"] if poses is None else [f"{np.median(values):.2f}"
                                                    for values in (poses.change.turned, poses.change.moved)]  # fmt: skip
-        rows.append((one.run.label, one.run.prior, str(len(one.run.particles)), *found))
+        rows.append((printable(one.run.label), printable(one.run.prior), str(len(one.run.particles)), *found))
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    return "\n".join("  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows)
+    return ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows]

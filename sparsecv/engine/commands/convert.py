@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsecv.engine.commands import Save
-from sparsecv.engine.errors import InputError
+from sparsecv.engine.errors import InputError, tell
 from sparsecv.engine.settings import option, required, settings_beside
 
 KINDS = {(".cs", ".star"), (".star", ".cs")}
@@ -28,16 +28,14 @@ class ConvertSettings:
         kinds = (self.particles.suffix, self.output.suffix)
         if kinds not in KINDS:
             raise InputError("cannot be converted", item=f"{self.particles} to {self.output}",
-                             rule=".cs to .star, or .star to .cs")
-        given = [path for path in (self.particles, *self.passthrough, self.original) if path is not None]
-        if self.output.exists() and any(path.exists() and self.output.samefile(path) for path in given):
-            raise InputError("would be overwritten", file=self.output, rule="an output that is no input")
+                             rule=".cs to .star, or .star to .cs", remedy="let the names of the files end so")
         if self.original is not None and self.output.suffix != ".cs":
             raise InputError("is kept only in a .cs file", item="original", value=str(self.original),
-                             rule="an output that ends in .cs")
+                             rule="an output that ends in .cs", remedy="leave --original away")
         if self.passthrough and self.output.suffix == ".cs" and self.original is None:
             raise InputError("belongs to a .cs file, and none is read", item="passthrough",
-                             value=str(self.passthrough[0]), remedy="give that file with --original")
+                             value=str(self.passthrough[0]), rule="--original with --passthrough",
+                             remedy="give that file with --original")
 
 
 SETTINGS = ConvertSettings
@@ -48,7 +46,10 @@ def run(settings: ConvertSettings, save: Save) -> int:
     from sparsecv.engine.commands.maps import warn
     from sparsecv.engine.io.cryosparc import cs_of_star, star_of_cs
     from sparsecv.engine.io.cs_table import read_cs, write_cs
+    from sparsecv.engine.io.results import refuse_to_replace
 
+    inputs = settings.particles, *settings.passthrough, settings.original
+    refuse_to_replace([settings.output, settings.output.with_suffix(".toml")], inputs)
     record = settings_beside(settings.output, "convert")
     settings.output.parent.mkdir(parents=True, exist_ok=True)
     if settings.output.suffix == ".star":
@@ -61,5 +62,5 @@ def run(settings: ConvertSettings, save: Save) -> int:
         write_cs(settings.output, table)
     save(record)
     warn(notes)
-    print(f"written: {settings.output}, {len(table)} particles")
+    tell(f"written: {settings.output}, {len(table)} particles")
     return 0

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from sparsecv.engine.commands import Save
+from sparsecv.engine.errors import tell
 from sparsecv.engine.refine.ctf_refine.settings import CtfRefineSettings
 
 SETTINGS = CtfRefineSettings
@@ -34,7 +35,6 @@ def run(settings: CtfRefineSettings, save: Save) -> int:
     written = write_results(folder, settings, found)
     save(folder / RECORD)
     write_checksums(folder, WRITTEN)
-    for line in summary(settings, found):
-        print(line)
-    print(f"results in {folder}: {', '.join(written)}")
+    tell(*summary(settings, found))
+    tell(f"results in {folder}: {', '.join(written)}")
     return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparsecv.engine.commands import Save
+from sparsecv.engine.errors import tell
 from sparsecv.engine.validate.settings import FscSettings
 
 if TYPE_CHECKING:
@@ -24,9 +25,12 @@ COLUMNS = {
 def run(settings: FscSettings, save: Save) -> int:
     """Print the resolution at 0.143 and 0.5 of each curve; with an output folder write curves and a picture."""
     from sparsecv.engine.commands.maps import read_mask, read_pair, refuse_flat
+    from sparsecv.engine.io.results import refuse_to_overwrite
     from sparsecv.engine.threads import use_threads
     from sparsecv.engine.validate.fsc import GOLD_STANDARD, HALF, resolution
 
+    if settings.output is not None:
+        refuse_to_overwrite(settings.output, (), ())
     workers = use_threads(settings.threads)
     first, second = read_pair(settings.map1, settings.map2, settings.pixel_size)
     refuse_flat(settings.map1, first)
@@ -34,11 +38,11 @@ def run(settings: FscSettings, save: Save) -> int:
     mask = read_mask(settings.mask, first, settings.pixel_size)
     curves = _curves(first.data, second.data, mask, settings.seed, workers)
     box, pixel_size = first.data.shape[0], first.pixel_size
-    print(f"resolution from {settings.map1} against {settings.map2}")
+    tell(f"resolution from {settings.map1} against {settings.map2}")
     for name, curve in curves.items():
         if name != "random phases":
             found = ", ".join(f"{resolution(curve, t, box, pixel_size)} at {t:g}" for t in (GOLD_STANDARD, HALF))
-            print(f"  {name:14s} {found}")
+            tell(f"  {name:14s} {found}")
     if settings.output is not None:
         _write(settings.output, curves, box, pixel_size)
         save(settings.output / "fsc.toml")
@@ -85,4 +89,4 @@ def _write(folder: Path, curves: dict[str, np.ndarray], box: int, pixel_size: fl
     star.write(folder / "fsc.star")
     write_fsc_xml(folder / "fsc.xml", curves[best], pixel_size, box=box, title=f"FSC, {best}")
     plot_fsc(folder / "fsc.png", curves, box, pixel_size, without_crossing=("random phases",))
-    print(f"curves in {folder}: fsc.star, fsc.xml, fsc.png")
+    tell(f"curves in {folder}: fsc.star, fsc.xml, fsc.png")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from sparsecv.engine.commands import Save, check_device
+from sparsecv.engine.errors import tell
 from sparsecv.engine.refine.settings import NuFilterSettings
 
 SETTINGS = NuFilterSettings
@@ -28,14 +29,14 @@ def run(settings: NuFilterSettings, save: Save) -> int:
     write_checksums(settings.output, WRITTEN)
     low, middle, high = found.quartiles
     if found.is_band_limit:
-        print(f"band limits inside the mask: median {middle:.2f} A, quartiles {low:.2f} and {high:.2f} A")
+        tell(f"band limits inside the mask: median {middle:.2f} A, quartiles {low:.2f} and {high:.2f} A")
     else:
-        print(f"factors of the strengths inside the mask: median {middle:.3g}, quartiles {low:.3g} and {high:.3g}")
+        tell(f"factors of the strengths inside the mask: median {middle:.3g}, quartiles {low:.3g} and {high:.3g}")
     if found.resolution_quartiles is not None:
         low, middle, high = found.resolution_quartiles
         relation = found.rank_correlation
-        print(f"local resolution, FSC 0.5 in spheres: median {middle:.2f} A, quartiles {low:.2f} and {high:.2f} A"
-              + ("" if relation is None else f"; rank correlation with the band limits {relation:.2f}"))
-    print(f"results in {settings.output}: {', '.join(found.written)}")
-    print("filtered maps are for looking at: both half maps have chosen the filters, and their FSC is no resolution")
+        tell(f"local resolution, FSC 0.5 in spheres: median {middle:.2f} A, quartiles {low:.2f} and {high:.2f} A"
+             + ("" if relation is None else f"; rank correlation with the band limits {relation:.2f}"))
+    tell(f"results in {settings.output}: {', '.join(found.written)}")
+    tell("filtered maps are for looking at: both half maps have chosen the filters, and their FSC is no resolution")
     return 0

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from sparsecv.engine.commands import Save
+from sparsecv.engine.errors import tell
 from sparsecv.engine.validate.settings import PostprocessSettings
 
 SETTINGS = PostprocessSettings
@@ -60,8 +61,8 @@ def run(settings: PostprocessSettings, save: Save) -> int:
     plot_slices(folder / "postprocess_slices.png", result.map, result.pixel_size, title="Sharpened map")
     save(folder / "postprocess.toml")
     bfactor = "none: not sharpened" if result.bfactor is None else f"{result.bfactor:.1f} A^2"
-    print(f"resolution {result.resolution_0143} at 0.143, {result.resolution_05} at 0.5; "
-          f"final resolution {result.final_resolution:.2f} A; B-factor {bfactor}")
+    tell(f"resolution {result.resolution_0143} at 0.143, {result.resolution_05} at 0.5; "
+         f"final resolution {result.final_resolution:.2f} A; B-factor {bfactor}")
     deposition = "" if prepared is None else f", {prepared.name} (for a deposition)"
-    print(f"results in {folder}: postprocess.mrc, postprocess_masked.mrc, postprocess.star, pictures{deposition}")
+    tell(f"results in {folder}: postprocess.mrc, postprocess_masked.mrc, postprocess.star, pictures{deposition}")
     return 0

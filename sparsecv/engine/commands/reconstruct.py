@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from sparsecv.engine.commands import Save, check_device
+from sparsecv.engine.errors import tell
 from sparsecv.engine.refine.settings import ReconstructSettings
 from sparsecv.engine.settings import settings_beside
 
@@ -19,5 +20,5 @@ def run(settings: ReconstructSettings, save: Save) -> int:
     settings.output.parent.mkdir(parents=True, exist_ok=True)
     written = reconstruct(settings)
     save(record)
-    print(f"written: {', '.join(str(path) for path in written)}")
+    tell(f"written: {', '.join(str(path) for path in written)}")
     return 0

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from sparsecv.engine.commands import Save, check_device
+from sparsecv.engine.errors import tell
 from sparsecv.engine.refine.settings import RegulariseSettings
 
 SETTINGS = RegulariseSettings
@@ -33,6 +34,6 @@ def run(settings: RegulariseSettings, save: Save) -> int:
     written = regularise(settings, ops(settings.device), maps, lambda text: warn([text]))
     save(settings.output / "regularise.toml")
     write_checksums(settings.output, (*WRITTEN, "regularise.toml"))
-    print(f"results in {settings.output}: {', '.join(path.name for path in written)}, regularise.json, pictures")
-    print("regularised maps are for looking at and to align against: their FSC is no resolution")
+    tell(f"results in {settings.output}: {', '.join(path.name for path in written)}, regularise.json, pictures")
+    tell("regularised maps are for looking at and to align against: their FSC is no resolution")
     return 0

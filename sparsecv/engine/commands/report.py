@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sparsecv.engine.commands import Save
+from sparsecv.engine.errors import tell
 from sparsecv.engine.settings import required
 
 
@@ -22,7 +23,9 @@ SETTINGS = ReportSettings
 
 def run(settings: ReportSettings, save: Save) -> int:
     """Write ``report.html``, as after a copy of the folder without it, and print where it is."""
-    from sparsecv.engine.report.run_page import RunPage
+    from sparsecv.engine.io.results import refuse_to_replace
+    from sparsecv.engine.report.run_page import PAGE, RunPage
 
-    print(RunPage(settings.run).write())
+    refuse_to_replace([settings.run / PAGE], ())
+    tell(str(RunPage(settings.run).write()))
     return 0

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from sparsecv.engine.commands import Save, check_device
+from sparsecv.engine.errors import tell
 from sparsecv.engine.refine.settings import ScanSettings
 
 SETTINGS = ScanSettings
@@ -26,8 +27,8 @@ def run(settings: ScanSettings, save: Save) -> int:
     finally:
         progress.close()
     save(settings.output / "scan.toml")
-    print(table(rows))
+    tell(*table(rows).splitlines())
     if settings.refine is None:
-        print("references_fsc05_A is the FSC 0.5 of regularised halves: of references, no resolution")
-    print(f"results in {settings.output}: scan.csv, scan.json, scan.png")
+        tell("references_fsc05_A is the FSC 0.5 of regularised halves: of references, no resolution")
+    tell(f"results in {settings.output}: scan.csv, scan.json, scan.png")
     return 0

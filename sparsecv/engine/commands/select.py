@@ -13,16 +13,15 @@ SETTINGS = SelectSettings
 def run(settings: SelectSettings, save: Save) -> int:
     """Write the particles kept and those removed, numbers, a picture and the settings; say what was kept."""
     from sparsecv.engine.commands.maps import warn
-    from sparsecv.engine.errors import InputError
+    from sparsecv.engine.errors import tell
     from sparsecv.engine.io.particles import ParticleTable
-    from sparsecv.engine.subset.files import results, summary, write_selection
+    from sparsecv.engine.io.results import refuse_to_replace
+    from sparsecv.engine.subset.files import old_parts, results, summary, write_selection
     from sparsecv.engine.subset.selection import select
 
-    inputs = [path.resolve() for path in (settings.particles, settings.micrographs) if path is not None]
-    for path in results(settings.output, settings.split or 0):
-        if path.resolve() in inputs:
-            raise InputError("would be overwritten", file=path, rule="inputs are kept",
-                             remedy="choose another name with --output")  # fmt: skip
+    made = [*results(settings.output, settings.split or 0), settings.output.with_suffix(".toml")]
+    refuse_to_replace(made, (settings.particles, settings.micrographs))
+    refuse_to_replace(old_parts(settings.output), (settings.micrographs,))
     record = settings_beside(settings.output, "select")
     table = ParticleTable.read(settings.particles, check_images=False, independent_halves=False)
     warn(table.warnings)
@@ -30,7 +29,6 @@ def run(settings: SelectSettings, save: Save) -> int:
     warn(found.notes)
     written = write_selection(settings.output, found)
     save(record)
-    for line in summary(found):
-        print(line)
-    print(f"written: {', '.join(str(path) for path in written)}")
+    tell(*summary(found))
+    tell(f"written: {', '.join(str(path) for path in written)}")
     return 0

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from sparsecv.engine.commands import Save
-from sparsecv.engine.errors import InputError
+from sparsecv.engine.errors import InputError, tell
 from sparsecv.engine.model_map.settings import ValidateSettings
 
 SETTINGS = ValidateSettings
@@ -38,7 +38,7 @@ def run(settings: ValidateSettings, save: Save) -> int:
                       s.sharpening, s.q_sigma, not s.no_chains, s.seed)  # fmt: skip
     try:
         found = validate(density, structure, options, halves=halves, mask=mask, versus=versus, workers=workers,
-                         progress=lambda text: print(f"{text} ...", flush=True))  # fmt: skip
+                         progress=lambda text: tell(f"{text} ..."))  # fmt: skip
     except InputError as error:
         raise error.about(f"{s.model} and {s.map}") from error
     names = {"model": str(s.model), "map": str(s.map)} | ({} if s.versus is None else {"versus": str(s.versus)})
@@ -49,23 +49,23 @@ def run(settings: ValidateSettings, save: Save) -> int:
     write_checksums(s.output, WRITTEN)
     warn([*left_away, *found.warnings])
     for text in found.notes:
-        print(text)
-    print(f"resolution for mask, model density and correlations: {found.resolution:.2f} A, {found.resolution_source}")
-    print(f"phases of the control are random from {found.randomised_from:.2f} A on")
-    print(f"FSC 0.5: {found.masked.at_05} in the mask, {found.unmasked.at_05} without")
-    print(f"FSC 0.143: {found.masked.at_0143} in the mask, {found.unmasked.at_0143} without")
-    print(f"FSC 0.5, corrected for the mask: {found.corrected_at_05}; mean FSC {found.fsc_average:.3f}")
+        tell(text)
+    tell(f"resolution for mask, model density and correlations: {found.resolution:.2f} A, {found.resolution_source}")
+    tell(f"phases of the control are random from {found.randomised_from:.2f} A on")
+    tell(f"FSC 0.5: {found.masked.at_05} in the mask, {found.unmasked.at_05} without")
+    tell(f"FSC 0.143: {found.masked.at_0143} in the mask, {found.unmasked.at_0143} without")
+    tell(f"FSC 0.5, corrected for the mask: {found.corrected_at_05}; mean FSC {found.fsc_average:.3f}")
     if found.halves is not None:
         over = found.halves.over_fit
-        print(f"half maps at FSC 0.143: {found.halves.resolution}; model against half 1 less half 2: "
-              f"{over.difference:.4f} +- {over.error:.4f}")  # fmt: skip
+        tell(f"half maps at FSC 0.143: {found.halves.resolution}; model against half 1 less half 2: "
+             f"{over.difference:.4f} +- {over.error:.4f}")  # fmt: skip
     if found.versus is not None:
-        print(f"{s.versus}, FSC 0.5: {found.versus.masked.at_05} in the mask")
+        tell(f"{s.versus}, FSC 0.5: {found.versus.masked.at_05} in the mask")
     whole = found.scores.whole
-    print(f"CC_mask {whole.mask:.3f}, CC_volume {whole.volume:.3f}, CC_peaks {whole.peaks:.3f}, CC_box {whole.box:.3f}")
-    print(f"Q-score {found.scores.q_score:.3f}; {found.scores.inclusion:.1%} of the atoms inside at level "
-          f"{found.scores.level:.4g}")  # fmt: skip
+    tell(f"CC_mask {whole.mask:.3f}, CC_volume {whole.volume:.3f}, CC_peaks {whole.peaks:.3f}, CC_box {whole.box:.3f}")
+    tell(f"Q-score {found.scores.q_score:.3f}; {found.scores.inclusion:.1%} of the atoms inside at level "
+         f"{found.scores.level:.4g}")  # fmt: skip
     worst = ", ".join(str(found.atoms.residues[k]) for k in found.scores.worst(found.atoms, 5))
-    print(f"lowest Q-scores: {worst or 'none'}")
-    print(f"results in {s.output}: {', '.join(written)}")
+    tell(f"lowest Q-scores: {worst or 'none'}")
+    tell(f"results in {s.output}: {', '.join(written)}")
     return 0

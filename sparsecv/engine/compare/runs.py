@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,7 @@ from numpy.typing import NDArray
 from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.particles import ParticleTable
 from sparsecv.engine.io.paths import split_image_names
-from sparsecv.engine.io.regular import read_bytes
-from sparsecv.engine.io.results import files_of_run
+from sparsecv.engine.io.results import files_of_run, read_json
 from sparsecv.engine.io.star import StarFile
 from sparsecv.engine.physics.symmetry import parse_symmetry
 from sparsecv.engine.settings import read_toml
@@ -28,6 +26,7 @@ SHOWN_MAPS = ("run_class001_regularised.mrc", "run_class001.mrc")  # to look at,
 MASK = "postprocess_mask.mrc"
 SETTINGS, STATUS, SAMPLING = "run.toml", "status.json", "run_sampling.star"
 ID = "rlnImageId"
+LONGEST_SECONDS = 1e12  # beyond it a time is none
 
 
 @dataclass(frozen=True)
@@ -118,10 +117,14 @@ def read_run(folder: Path, label: str, symmetry: str | None = None) -> Run:
     if group is None:
         group = "C1"
         warnings.append(f"{folder}: nothing says which symmetry it was refined with: C1 is assumed; say --symmetry")
+    try:
+        point_group = parse_symmetry(str(group))[0]
+    except InputError as error:
+        raise error.about(folder) from error
     shown = next((folder / name for name in SHOWN_MAPS if (folder / name).is_file()), None)
     prior = settings.get("regulariser") or ("RELION" if _is_relion(folder) else "-")
     particles, said = _particles(data)
-    return Run(folder, label, str(prior), parse_symmetry(str(group))[0], particles, (half1, half2), shown,
+    return Run(folder, label, str(prior), point_group, particles, (half1, half2), shown,
                _number(status, "wall_seconds"), _number(status, "cpu_seconds"), (*warnings, *said))
 
 
@@ -151,11 +154,9 @@ def _status(folder: Path, warnings: list[str]) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        status = json.loads(read_bytes(path))
-    except ValueError:
-        status = None
-    if not isinstance(status, dict):
-        warnings.append(f"{path}: no JSON table: it is passed over")
+        status = read_json(path)
+    except InputError as error:
+        warnings.append(f"{path}: {error.problem}: it is passed over")
         return {}
     if status.get("state") != "finished":
         warnings.append(f"{folder}: the run is not finished (state {status.get('state')!r}): its maps and poses may be "
@@ -186,7 +187,8 @@ def _relion_symmetry(folder: Path) -> str | None:
         return None
     star = StarFile.read(path)
     name, column = "sampling_general", "rlnSymmetryGroup"
-    return star.table(name).strings(column)[0] if name in star and column in star.table(name) else None
+    found = star.table(name).strings(column) if name in star and column in star.table(name) else []
+    return found[0] if len(found) else None
 
 
 def _is_relion(folder: Path) -> bool:
@@ -195,7 +197,9 @@ def _is_relion(folder: Path) -> bool:
 
 def _number(status: dict[str, Any], key: str) -> float | None:
     value = status.get(key)
-    return float(value) if isinstance(value, int | float) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) <= LONGEST_SECONDS else None  # which NaN is not, either
 
 
 def warn_of_symmetries(runs: Iterable[Run]) -> list[str]:

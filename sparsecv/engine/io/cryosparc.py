@@ -23,7 +23,16 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from sparsecv.engine.errors import InputError
-from sparsecv.engine.io.checks import ANGLES, OLD_SHIFTS, SHIFTS
+from sparsecv.engine.io.checks import (
+    ANGLES,
+    LARGEST_ANGLE,
+    LARGEST_BFACTOR,
+    LARGEST_DEFOCUS,
+    LARGEST_SCALE,
+    OLD_SHIFTS,
+    SHIFTS,
+    floats_or,
+)
 from sparsecv.engine.io.cs_aberrations import (
     ANISOMAG,
     LARGEST,
@@ -40,7 +49,7 @@ from sparsecv.engine.io.optics import OLD_COLUMNS, OpticsGroup
 from sparsecv.engine.io.optics_terms import FLIPPED, PREMULTIPLIED
 from sparsecv.engine.io.particles import ParticleTable
 from sparsecv.engine.io.paths import IMAGE_NAME, split_image_names
-from sparsecv.engine.io.star import StarFile, broken_rule
+from sparsecv.engine.io.star import StarFile, StarTable, broken_rule
 from sparsecv.engine.physics.ctf import defocus_of_terms, defocus_terms
 from sparsecv.engine.physics.geometry import matrix_to_euler
 
@@ -55,6 +64,9 @@ SIGN, SCALE, SCALE_3D = "blob/sign", "ctf/scale", "alignments3D/alpha"
 GROUP, PHASE, BFACTOR = "ctf/exp_group_id", "ctf/phase_shift_rad", "ctf/bfactor"
 SPLIT, PIXEL = "alignments3D/split", "alignments3D/psize_A"
 GROUP_NAME = "exp_group_{}"
+LARGEST_RAD = float(np.deg2rad(LARGEST_ANGLE))
+LARGEST_CS_MM, LARGEST_TURN = 1e4, 1e3  # mm, fitted to any value; rad, of a vector that may turn more than once
+DROP_UIDS = f"drop column {UID}, so that new ones are made"
 SAME_TURN = 1e-6  # rad: what single precision leaves of a pose
 # What a STAR file says of a .cs table, and a .cs table of a STAR file.
 TOLD = {"uid", *IMAGES, *OPTICS, *DEFOCUS, *POSE, *PLACE, *TERMS, SIGN, SCALE, SCALE_3D, GROUP, PHASE, BFACTOR, SPLIT}
@@ -137,7 +149,13 @@ def _check_values(table: NDArray[Any], path: str | Path) -> None:
         "blob/idx": (0, 2**31 - 2, "0 or more, below 2^31"), "blob/shape": (1, 2**20, "1 or more pixels"),
         "blob/psize_A": (1e-6, 1000, "0 < pixel size < 1000 A"), SPLIT: (0, 1, "0 or 1"),
         PIXEL: (1e-6, 1000, "0 < pixel size < 1000 A"), "ctf/accel_kv": (10, 3000, "10 to 3000 kV"),
-        SCALE_3D: (-1e3, 1e3, "at most 1e3"), "ctf/amp_contrast": (0, 1, "0 to 1"),
+        **dict.fromkeys(("ctf/df1_A", "ctf/df2_A"), (-LARGEST_DEFOCUS, LARGEST_DEFOCUS, "at most 1e6 A")),
+        **dict.fromkeys(("ctf/df_angle_rad", PHASE), (-LARGEST_RAD, LARGEST_RAD, "at most 1e4 degrees")),
+        "ctf/cs_mm": (-LARGEST_CS_MM, LARGEST_CS_MM, "at most 1e4 mm"), "ctf/amp_contrast": (0, 1, "0 to 1"),
+        BFACTOR: (-LARGEST_BFACTOR, LARGEST_BFACTOR, "at most 1e4 A^2"),
+        POSE[0]: (-LARGEST_TURN, LARGEST_TURN, "a rotation vector, at most 1e3 rad"),
+        POSE[1]: (-(2**20), 2**20, "at most 2^20 pixels"),
+        **dict.fromkeys((SCALE, SCALE_3D), (-LARGEST_SCALE, LARGEST_SCALE, "at most 1e3")),
         **{name: (-largest, largest, f"at most {largest:g}{'' if name == ANISOMAG else ' A'}")
            for name, largest in LARGEST.items()},
     }  # fmt: skip
@@ -149,8 +167,8 @@ def _check_values(table: NDArray[Any], path: str | Path) -> None:
                 raise InputError("out of range", file=path, item=f"row {row + 1}, {name}", rule=rule,
                                  value=table[name][row].tolist(), remedy=REMEDY)  # fmt: skip
     if SIGN in names_of(table) and not table[SIGN].all():
-        raise InputError("out of range", file=path, item=f"row {int(np.argmin(table[SIGN] != 0)) + 1}, {SIGN}", value=0,
-                         rule="1, or -1 where particles are dark", remedy=REMEDY)  # fmt: skip
+        raise InputError("a contrast of no sign", file=path, item=f"row {int(np.argmin(table[SIGN] != 0)) + 1}, {SIGN}",
+                         value=0, rule="-1 where particles are dark, else 1", remedy=REMEDY)  # fmt: skip
     for name in ("blob/path", "location/micrograph_path"):
         if name in names_of(table):
             values, first = np.unique(table[name], return_index=True)
@@ -162,7 +180,7 @@ def _check_values(table: NDArray[Any], path: str | Path) -> None:
                                      value=text, rule=rule, remedy="rename the file, or link to it under a plain name")
 
 
-_USED = {*IMAGES, *OPTICS, *DEFOCUS, *POSE, *PLACE, *TERMS, PHASE, BFACTOR, SCALE, SIGN, SCALE_3D, PIXEL}
+_USED = {*IMAGES, *OPTICS, *DEFOCUS, *POSE, *TERMS, PHASE, BFACTOR, SCALE, SIGN, SCALE_3D, PIXEL}
 
 
 def _float(table: NDArray[Any], name: str, default: float | None = None) -> NDArray[np.float64]:
@@ -185,11 +203,17 @@ def _micrographs(table: NDArray[Any]) -> dict[str, Any]:
         "rlnMicrographName": [text_of(path).removeprefix(">") for path in table["location/micrograph_path"]]
     }
     needed = ("location/center_x_frac", "location/center_y_frac", "location/micrograph_shape")
-    if all(name in names for name in needed):
+    if all(name in names for name in needed) and not _unplaced(table):
         shape = np.asarray(table["location/micrograph_shape"], dtype=np.float64)  # rows, columns
         columns["rlnCoordinateX"] = _float(table, needed[0]) * shape[:, 1]
         columns["rlnCoordinateY"] = _float(table, needed[1]) * shape[:, 0]
     return columns
+
+
+def _unplaced(table: NDArray[Any]) -> bool:
+    """Whether particles have no finite place in their micrograph; what a picker has left out is NaN."""
+    names = [name for name in PLACE[1:] if name in names_of(table)]
+    return not all(np.isfinite(table[name]).all() for name in names)
 
 
 def _groups(
@@ -247,6 +271,8 @@ def _lost(table: NDArray[Any], path: str | Path) -> list[str]:
         notes.append(f"{path}: the particles have no poses (alignments3D)")
     if SPLIT not in names:
         notes.append(f"{path}: the particles have no half sets ({SPLIT})")
+    if _unplaced(table):
+        notes.append(f"{path}: particles without a finite place in their micrograph: no coordinates are written")
     untold = [name for name in names if name not in TOLD and _says_something(table, name)]
     if untold:
         notes.append(f"{path}: in the .cs file alone, to which --original goes back: {', '.join(untold)}")
@@ -305,7 +331,6 @@ def cs_of_star(
         added = [(entry[0], np.dtype(entry[1:]) if len(entry) > 2 else np.dtype(entry[1]), _start(entry[0]))
                  for entry in wanted if entry[0] not in names_of(found)]  # fmt: skip
         found = with_fields(found, added)
-    _check_uids(found["uid"], path)
     terms = [cs_terms(group, aberrations) for group in table.optics]
     kept = () if original is None else names_of(original)
     _fill(found, table, terms, kept, keep_terms=aberrations == NONE)
@@ -319,17 +344,8 @@ def cs_of_star(
     elif not table.halves.any():
         notes.append(f"{path}: the particles have no half sets: "
                      + ("those of the original are kept" if SPLIT in kept else "all are in split 0"))  # fmt: skip
+    _check_uids(found["uid"], source)
     return found, notes
-
-
-def _check_uids(uids: NDArray[np.uint64], path: str | Path) -> None:
-    """Refuse, with InputError, particles that are one and the same to cryoSPARC."""
-    first = np.unique(uids, return_index=True)[1]
-    if len(first) < len(uids):
-        row = int(np.setdiff1d(np.arange(len(uids)), first)[0])
-        raise InputError("a particle occurs twice", file=path, item=f"row {row + 1}", value=int(uids[row]),
-                         rule="each row of a .cs file has a uid of its own",
-                         remedy="remove the copies; particles are symmetry-expanded in cryoSPARC itself")
 
 
 def _read_star(path: str | Path, *, needs_boxes: bool) -> ParticleTable:
@@ -386,24 +402,44 @@ def _new_table(table: ParticleTable, source: Any, stacks: list[str], numbers: ND
 
 
 def _uids(source: Any, stacks: list[str], numbers: NDArray[Any]) -> NDArray[np.uint64]:
-    """cryoSPARC's own where the file has them, else a digest of the image's name: the same each time."""
+    """cryoSPARC's own where the file has them, else a digest of the image's name and copy: the same each time."""
     if UID in source:
-        return np.array([_uid(text) for text in source.strings(UID)], dtype=np.uint64)
-    names = (f"{number}@{stack}".encode() for number, stack in zip(numbers.tolist(), stacks, strict=True))
-    return np.array([int.from_bytes(hashlib.sha256(name).digest()[:8], "little") for name in names], dtype=np.uint64)
+        return np.array(_own_uids(source), dtype=np.uint64)
+    copies: Counter[str] = Counter()  # symmetry mates share an image
+    found = []
+    for number, stack in zip(numbers.tolist(), stacks, strict=True):
+        name = f"{number}@{stack}"
+        text = f"{name}#{copies[name]}" if copies[name] else name
+        copies[name] += 1
+        found.append(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little"))
+    return np.array(found, dtype=np.uint64)
 
 
-def _uid(text: str) -> int:
-    if not text.isdigit() or int(text) >= 2**64:
-        raise InputError("is no uid", item=UID, value=text, rule="a whole number below 2^64")
-    return int(text)
+def _own_uids(source: StarTable) -> list[int]:
+    """What the column of uids holds; InputError where it is none."""
+    texts = source.strings(UID)
+    for row, text in enumerate(texts):
+        if not (text.isdecimal() and len(text) <= 20 and int(text) < 2**64):
+            raise source.error("is no uid", UID, row, rule="a whole number below 2^64", remedy=DROP_UIDS)
+    return [int(text) for text in texts]
+
+
+def _check_uids(uids: NDArray[Any], source: StarTable) -> None:
+    """Refuse, with InputError, two particles of one uid, which no ``.cs`` file may hold."""
+    values, first, counts = np.unique(uids, return_index=True, return_counts=True)
+    if (counts > 1).any():
+        row = int(np.flatnonzero(uids == values[np.argmax(counts > 1)])[1])
+        column = UID if UID in source else IMAGE_NAME
+        raise source.error(f"the same particle as in row {int(first[np.argmax(counts > 1)]) + 1}", column, row,
+                           rule="each row of a .cs file is one particle, with a uid of its own",
+                           remedy="remove copies of particles" + (f", or {DROP_UIDS}" if UID in source else ""))
 
 
 def _rows_in(original: NDArray[Any], source: Any, stacks: list[str], numbers: NDArray[Any],
              path: str | Path) -> NDArray[np.int64]:  # fmt: skip
     if UID in source:
         known: dict[Any, int] = {uid: row for row, uid in enumerate(original["uid"].tolist())}
-        keys: list[Any] = [_uid(text) for text in source.strings(UID)]
+        keys: list[Any] = _own_uids(source)
     else:
         if "blob/path" not in names_of(original) or "blob/idx" not in names_of(original):
             raise InputError("the original has no images (blob/path, blob/idx)", item="original",
@@ -416,7 +452,7 @@ def _rows_in(original: NDArray[Any], source: Any, stacks: list[str], numbers: ND
     if missing:
         raise InputError(f"{len(missing)} of {len(keys)} particles are not in the original .cs file", file=path,
                          item=f"row {missing[0] + 1}", value=keys[missing[0]],
-                         rule="the file that these particles came from")
+                         rule="the file that these particles came from", remedy="give that with --original")
     if UID not in source and len(known) < len(held):
         counts = Counter(held)
         shared = [row for row, key in enumerate(keys) if counts[key] > 1]
@@ -463,7 +499,7 @@ def _fill_scales(found: NDArray[Any], table: ParticleTable) -> None:
     """Take rlnCtfScalefactor apart into sign, scale of the CTF and, where the STAR file tells it, alpha."""
     source, scale = table.star.table(table.table_name), table.ctf_scale
     if ALPHA in source and SCALE_3D in names_of(found):
-        alpha = source.floats(ALPHA)
+        alpha = floats_or(source, ALPHA, 1.0, LARGEST_SCALE, "at most 1e3")
         found[SCALE_3D] = alpha
         before = found[SCALE].astype(np.float64) * found[SIGN]
         scale = np.divide(scale, alpha, out=before, where=alpha != 0)  # of a particle of no weight nothing is known

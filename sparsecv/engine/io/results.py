@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
+import os
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatch
@@ -14,9 +17,11 @@ from typing import Any
 
 from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.atomic import atomic_text
+from sparsecv.engine.io.regular import KINDS, read_bytes
 
 CHECKSUMS = "checksums.sha256"
 READ_BYTES = 1 << 22  # at once
+LONGEST_NAME = 255  # bytes, of a file or folder, on all file systems that are in use
 
 
 def write_checksums(folder: Path, patterns: Iterable[str]) -> None:
@@ -97,16 +102,74 @@ def remove_leftovers(folder: Path, patterns: Iterable[str]) -> None:
 
 
 def refuse_to_overwrite(folder: Path, patterns: Iterable[str], inputs: Iterable[Path | None]) -> None:
-    """Refuse, with InputError, a folder that is none, or in which results would take the place of an input."""
-    if folder.exists() and not folder.is_dir():
+    """Refuse, with InputError, a folder that is none, or in which results would take the place of an input.
+
+    An input that is a link is looked for where it stands, and where the file stands.
+    """
+    found = _what_is_there(folder)
+    if found is not None and not stat.S_ISDIR(found.st_mode):
         raise InputError("is no folder", file=folder, rule="a folder for the results",
                          remedy="choose another output folder")
     places = [((folder / pattern).parent.resolve(), PurePath(pattern).name) for pattern in patterns]
     for path in inputs:
-        if path is not None and any(path.resolve().parent == inner and fnmatch(path.name, name)
-                                    for inner, name in places):  # fmt: skip
+        names = () if path is None else (path.resolve(), path.parent.resolve() / path.name)
+        if any(one.parent == inner and fnmatch(one.name, name) for one in names for inner, name in places):
             raise InputError("would be overwritten by the results", file=path,
                              rule="inputs are kept", remedy="choose another output folder")
+
+
+def refuse_to_replace(outputs: Sequence[Path], inputs: Iterable[Path | None]) -> None:
+    """Refuse, with InputError, names of results under which no file can be written, or which an input has.
+
+    Parameters
+    ----------
+    outputs
+        All files that are to be written; two of one name are refused, too.
+    inputs
+        Files that are read, which a result might have another name of: links are followed.
+    """
+    remedy = "choose another name with --output"
+    given = [path for path in inputs if path is not None and os.path.exists(path)]
+    for number, path in enumerate(outputs):
+        found = _what_is_there(path)
+        if path in outputs[:number]:
+            raise InputError("two results would have this name", file=path, rule="a name for each", remedy=remedy)
+        if found is None:
+            continue
+        if any(path.samefile(one) for one in given):
+            raise InputError("would be overwritten", file=path, rule="inputs are kept", remedy=remedy)
+        if not stat.S_ISREG(found.st_mode):
+            kind = KINDS.get(stat.S_IFMT(found.st_mode), "special")
+            raise InputError(f"is {kind}", file=path, rule="results are regular files", remedy=remedy)
+
+
+def _what_is_there(path: Path) -> os.stat_result | None:
+    """What stands under the name of a result; None where nothing does, InputError where nothing can."""
+    try:
+        if max((len(os.fsencode(part)) for part in path.parts), default=0) > LONGEST_NAME:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        return path.stat()
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise InputError(f"cannot be written: {cause}", file=path, rule="a name that the file system takes",
+                         remedy="choose another name with --output") from error
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """A table of names and values in a JSON file; InputError where there is none."""
+    try:
+        content = json.loads(read_bytes(path))
+    except (ValueError, RecursionError) as error:  # brackets by the thousand
+        if isinstance(error, InputError):
+            raise
+        raise InputError("is no JSON", file=path, rule="a JSON table of names and values",
+                         remedy="make it again with the program that wrote it") from error
+    if not isinstance(content, dict):
+        raise InputError("is no JSON table", file=path, rule="a JSON table of names and values",
+                         remedy="make it again with the program that wrote it")
+    return content
 
 
 def write_json(path: str | Path, content: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import numpy as np
 from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.mrc import write_map
 from sparsecv.engine.io.particles import ParticleTable
+from sparsecv.engine.io.results import refuse_to_replace
 from sparsecv.engine.physics.ctf import ctf
 from sparsecv.engine.physics.masks import fade_corners
 from sparsecv.engine.physics.symmetry import symmetry_matrices
-from sparsecv.engine.refine.accumulator_files import WHOLE, Origin, write_accumulators
+from sparsecv.engine.refine.accumulator_files import WHOLE, Origin, accumulator_path, write_accumulators
 from sparsecv.engine.refine.half import Particles
 from sparsecv.engine.refine.prepare import particle_diameter
 from sparsecv.engine.refine.schedule import Geometry
@@ -40,6 +41,8 @@ def reconstruct(settings: ReconstructSettings) -> list[Path]:
     kernels = ops(settings.device)
     table = ParticleTable.read(settings.particles, settings.data_dir, independent_halves=False)
     rotations, groups = table.rotations, _groups(settings, table)
+    refuse_to_replace(_outputs(settings, groups), (settings.particles, *table.stacks))
+    settings.output.parent.mkdir(parents=True, exist_ok=True)
     diameter = particle_diameter(settings.particle_diameter, table.smallest_side)
     geometry = Geometry(table.box, table.pixel_size, diameter)
     matrices = symmetry_matrices(settings.symmetry)
@@ -68,6 +71,16 @@ def reconstruct(settings: ReconstructSettings) -> list[Path]:
         write_map(_named(settings, name), density, table.pixel_size, label="sparsecv reconstruct")
         written.append(_named(settings, name))
     return written
+
+
+def _outputs(settings: ReconstructSettings, groups: Iterable[str]) -> list[Path]:
+    """All files that are to be written: maps, sums of quarters, and the record of the settings."""
+    names = dict.fromkeys((*groups, ""))
+    found = [*(_named(settings, name) for name in names), settings.output.with_suffix(".toml")]
+    if settings.keep_accumulators:
+        found += [accumulator_path(settings.output.with_suffix(""), int(name[-1]) if name else WHOLE, quarter)
+                  for name in groups for quarter in (0, 1)]  # fmt: skip
+    return found
 
 
 def _named(settings: ReconstructSettings, name: str) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sparsecv.engine.errors import InputError, Terminated
-from sparsecv.engine.io.results import remove_leftovers, remove_results, write_checksums
+from sparsecv.engine.io.results import refuse_to_overwrite, remove_leftovers, remove_results, write_checksums
 from sparsecv.engine.machine import describe
 from sparsecv.engine.physics.ewald import kept_amplitude
 from sparsecv.engine.physics.masks import sphere
@@ -98,6 +98,7 @@ def refine(
         progress.line(f"warning: {text}")
 
     folder = settings.output
+    refuse_to_overwrite(folder, (), ())
     folder.mkdir(parents=True, exist_ok=True)
     if settings.device == "auto" or comm.size > 1:
         problem = "as asked" if settings.device == "cpu" else gpu_problem()

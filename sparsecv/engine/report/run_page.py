@@ -7,7 +7,6 @@ It is one file without a server, so that it can be opened over any file share, o
 from __future__ import annotations
 
 import io
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from PIL import Image
 
 from sparsecv.engine.errors import InputError
 from sparsecv.engine.io.regular import read_bytes
+from sparsecv.engine.io.results import read_json
 from sparsecv.engine.io.star import StarFile
 from sparsecv.engine.report.page import Chart, Line, Page, fsc_chart
 from sparsecv.engine.report.progress import duration
@@ -30,6 +30,8 @@ PAGE = "report.html"
 RELOAD_SECONDS = 30
 MOST_BYTES = 3_000_000  # of pictures that the slider moves; a third more inside the page
 QUALITY = 82  # of pictures, as WebP counts it: text stays sharp, and a tenth of the PNG is left
+# What comes of tables that hold other things than a run has written.
+DAMAGED = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError, ZeroDivisionError)
 THRESHOLDS, LOWEST = (GOLD_STANDARD, HALF), -0.1  # of FSC curves
 RUNNING, FINISHED, STOPPED = "running", "finished", "stopped"
 PICTURES = {  # moved by the slider: middle of the file's name, heading and words
@@ -80,9 +82,22 @@ class RunPage:
         Raises
         ------
         InputError
-            Without a ``status.json`` that can be read.
+            Without a ``status.json`` that can be read, or with files that hold something else than a run has written.
         """
-        status = self._status() if status is None else status
+        if status is not None:
+            return self._written(status)
+        status = self._status()
+        try:
+            return self._written(status)
+        except InputError:
+            raise
+        except DAMAGED as error:
+            raise InputError(f"its files are damaged ({type(error).__name__}: {str(error)[:200]})", file=self.folder,
+                             item="status.json, run_it*_record.json, postprocess.star, rejected.star",
+                             rule="what sparsecv refine writes",
+                             remedy="give the output folder of a refinement, or copy it again") from error
+
+    def _written(self, status: Mapping[str, Any]) -> Path:
         history: list[dict[str, Any]] = status.get("history", [])
         records = {number: record for number, record in self._records() if number <= len(history)}
         is_running = status.get("state") == RUNNING
@@ -106,8 +121,8 @@ class RunPage:
     def _status(self) -> dict[str, Any]:
         path = self.folder / "status.json"
         try:
-            return dict(json.loads(read_bytes(path)))
-        except (OSError, ValueError, TypeError) as error:
+            return read_json(path)
+        except (OSError, InputError) as error:
             raise InputError("cannot be read", file=path, rule="what sparsecv refine writes",
                              remedy="give the output folder of a refinement") from error
 
@@ -115,10 +130,11 @@ class RunPage:
         """Number and content of what is known of each iteration; what cannot be read is left out."""
         for path in sorted(self.folder.glob("run_it[0-9]*_record.json")):
             try:
-                record = json.loads(read_bytes(path))
-                yield int(record["iteration"]), record
-            except (OSError, ValueError, KeyError, TypeError):
+                record = read_json(path)
+                number = int(record["iteration"])
+            except (OSError, ValueError, KeyError, TypeError, OverflowError):
                 continue
+            yield number, record
 
     def _pictures(self, name: str) -> dict[int, Path]:
         """Files of a kind of picture by iteration."""
@@ -136,7 +152,7 @@ class RunPage:
                 written = path.stat().st_mtime
                 if path not in self._frames or self._frames[path][0] != written:
                     out = io.BytesIO()
-                    with Image.open(path) as image:
+                    with Image.open(io.BytesIO(read_bytes(path))) as image:
                         image.convert("RGB").save(out, "WEBP", quality=QUALITY, method=2)
                     self._frames[path] = written, out.getvalue()
             except (OSError, SyntaxError, ValueError):  # as Pillow says that a PNG is damaged

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +25,17 @@ def beside(output: Path, end: str) -> Path:
 
 
 def results(output: Path, parts: int) -> list[Path]:
-    """All files that a selection into so many parts writes, but for its settings, or removes."""
+    """All files that a selection into so many parts can write, but for its settings."""
     ends = ["_removed.star", ".json", ".png", *(f"_part{number}.star" for number in range(1, parts + 1))]
-    return [output, *(beside(output, end) for end in ends), *_old_parts(output)]
+    return [output, *(beside(output, end) for end in ends)]
 
 
-def _old_parts(output: Path) -> list[Path]:
-    """The parts that an earlier selection has left."""
-    parts = (beside(output, f"_part{number}.star") for number in itertools.count(1))
-    return list(itertools.takewhile(Path.is_file, parts))
+def old_parts(output: Path) -> list[Path]:
+    """Random subsets that an earlier selection of the same name has left, which are removed."""
+    found: list[Path] = []
+    while (part := beside(output, f"_part{len(found) + 1}.star")).is_file():
+        found.append(part)
+    return found
 
 
 def write_selection(output: Path, found: Selection) -> list[Path]:
@@ -46,8 +47,11 @@ def write_selection(output: Path, found: Selection) -> list[Path]:
         STAR file of those kept; the others stand beside it.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
-    for path in (beside(output, ".png"), *_old_parts(output)):
-        path.unlink(missing_ok=True)
+    beside(output, ".png").unlink(missing_ok=True)
+    for part in old_parts(output):
+        if part.resolve() == found.table.path.resolve():
+            break
+        part.unlink()
     star = _with_names_that_lead(found.table, output)
     stars = {output: found.kept, beside(output, "_removed.star"): ~found.kept}
     for number in range(int(found.part.max(initial=-1)) + 1):

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparsecv.engine.errors import InputError
+from sparsecv.engine.io.checks import floats_or
 from sparsecv.engine.io.star import StarTable
 
 EVIDENCE, NORM, DEFOCUS_U, DEFOCUS_V = "sparsecvLogEvidence", "rlnNormCorrection", "rlnDefocusU", "rlnDefocusV"
@@ -30,6 +31,7 @@ FIT = "fit"
 USUAL_NORM = 2.0  # robust standard deviations
 FEWEST = 20  # particles of a group in a half set whose median and width are worth something
 LIKE, MOST_CLASSES = 100, 20  # particles of a class of defocus at least, classes of an optics group at most
+LARGEST_VALUE = 1e100  # differences and their ratios stay finite
 TO_SIGMA = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
 
 
@@ -112,7 +114,8 @@ def values_of(
     group
         (n,) what values are relative to; None: they are taken as they stand.
     """
-    columns = [table.floats(column) if column in table else table.floats(DEFOCUS_U) for column in quality.columns]
+    columns = [floats_or(table, column if column in table else DEFOCUS_U, 0.0, LARGEST_VALUE, "at most 1e100")
+               for column in quality.columns]  # fmt: skip
     if name == FIT:
         evidence, norm = (standardised(values, halves, group) for values in columns)
         return np.minimum(evidence, USUAL_NORM - np.abs(norm))

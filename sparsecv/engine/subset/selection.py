@@ -122,7 +122,12 @@ def _judge(settings: SelectSettings, found: Selection) -> None:
         fraction, good = settings.keep, goodness(values, prefer, table.halves)
 
         def best(own: NDArray[np.int64]) -> NDArray[np.int64]:
-            return own[np.argsort(-good[own], kind="stable")][: round(fraction * len(own))]
+            count = round(fraction * len(own))
+            if 0 < count < len(own) and good[own].min() == good[own].max():
+                raise InputError("all values are the same", file=table.path, item=f"--by {settings.by} --keep",
+                                 value=float(values[own[0]]), rule="values that tell the best from others",
+                                 remedy="judge by something else with --by, or draw with --random")  # fmt: skip
+            return own[np.argsort(-good[own], kind="stable")][:count]
 
         found.keep(f"{settings.by}: the best {fraction:g} of each half set", _in_each_half(found, best))
 
@@ -151,9 +156,14 @@ def _at_random(found: Selection, count: int, seed: int) -> Bool:
     if count > left:
         raise InputError("more than there are", file=found.table.path, item="--random", value=count,
                          rule=f"at most the {left} particles that are left", remedy="ask for fewer")
-    first = int(np.unique(found.table.halves)[0])
-    in_first = round(count * int((found.kept & (found.table.halves == first)).sum()) / left)
-    numbers = {half: in_first if half == first else count - in_first for half in np.unique(found.table.halves).tolist()}
+    halves = np.unique(found.table.halves).tolist()
+    if count < len(halves):
+        raise InputError("fewer than half sets", file=found.table.path, item="--random", value=count,
+                         rule=f"at least {len(halves)}, one of each half set", remedy="ask for more")
+    in_first = round(count * int((found.kept & (found.table.halves == halves[0])).sum()) / left)
+    if len(halves) > 1:
+        in_first = min(max(in_first, 1), count - 1)
+    numbers = {half: in_first if half == halves[0] else count - in_first for half in halves}
     rng = np.random.default_rng(seed)
 
     def draw(own: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -53,9 +53,11 @@ class SelectSettings:
         for name in ("least", "most"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
-                raise InputError("not a finite number", item=name, value=value)
+                raise InputError("not a finite number", item=name, value=value, rule="a finite number",
+                                 remedy="leave it away where nothing is to be cut off")  # fmt: skip
         if self.least is not None and self.most is not None and self.least > self.most:
-            raise InputError("nothing can be kept", item="least", value=self.least, rule=f"at most {self.most:g}, most")
+            raise InputError("nothing can be kept", item="least", value=self.least,
+                             rule=f"at most {self.most:g}, which --most is", remedy="exchange the two")  # fmt: skip
         check_range("random", self.random, 1, 1e9)
         check_range("split", self.split, 2, 1000)
         check_range("seed", self.seed, 0, 2**32 - 1)
@@ -66,11 +68,20 @@ class SelectSettings:
             raise InputError("nothing says which particles to keep", rule="--keep, --least, --most, --optics-groups, "
                              "--micrographs, --random or --split",
                              remedy="--keep 0.9 keeps the nine in ten that fit best")  # fmt: skip
-        for name, is_used, rule in (("relative_to", self.judges, "with --keep, --least or --most only"),
-                                    ("prefer", self.keep is not None, "with --keep only")):  # fmt: skip
-            if getattr(self, name) is not None and not is_used:
+        self._refuse_unused()
+
+    def _refuse_unused(self) -> None:
+        """Refuse, with InputError, what would change nothing: a user has meant something by it."""
+        judging = "with --keep, --least or --most, which judge particles"
+        unused = {
+            "by": (not self.judges and self.by != "fit", judging),
+            "relative_to": (not self.judges and self.relative_to is not None, judging),
+            "prefer": (self.keep is None and self.prefer is not None, "with --keep, which takes the best"),
+        }
+        for name, (is_unused, rule) in unused.items():
+            if is_unused:
                 raise InputError("has no meaning here", item=name, value=getattr(self, name), rule=rule,
-                                 remedy="leave it away")
+                                 remedy="leave it away, or say what is to be kept")  # fmt: skip
 
     @property
     def judges(self) -> bool:

@@ -307,6 +307,10 @@ def _references(settings: CtfRefineSettings, table: ParticleTable, half1: Map, h
     if settings.magnification:  # images at M k know nothing beyond their own Nyquist frequency
         last = min(last, int(MAGNIFIED * ((box - 1) // 2)))
     if settings.resolution > 0:
+        if int(length / settings.resolution) < LEAST_SHELLS:
+            raise InputError("too coarse", item="resolution", value=settings.resolution,
+                             rule=f"{length / LEAST_SHELLS:.4g} A or finer: {LEAST_SHELLS} shells of box {box} px",
+                             remedy="leave --resolution away")  # fmt: skip
         last = min(last, int(length / settings.resolution))
     if last < LEAST_SHELLS:
         raise InputError("the half maps agree on too little", file=settings.files[1], value=f"{last} shells",
