@@ -57,7 +57,7 @@ test-plugin: environment-dev
 	        --python "$$(test $$python = python3 || echo $$python)" \
 	        || { test -z "$$CI" || exit 1; echo "The tests of the plugin are skipped."; continue; }; \
 	    SPARSECV_HOME=$(abspath $(VENV)) $$folder/bin/python -m pytest -c sparsecv/tests/pytest.ini sparsecv/tests \
-	        $(PLUGIN_ARGUMENTS) || exit 1; \
+	        -n 2 --dist loadfile $(PLUGIN_ARGUMENTS) || exit 1; \
 	done
 
 # the fuzzer is no part of the environment: it has wheels for some Pythons only

@@ -24,6 +24,8 @@ def _prepare():
         "SCIPION_TESTS": os.path.join(home, "tests"), "SCIPION_TESTS_OUTPUT": os.path.join(home, "output"),
     }  # fmt: skip
     for name, value in settings.items():
+        if "PYTEST_XDIST_WORKER" in os.environ:  # whose first process has set them, for itself
+            os.environ[name] = value
         os.environ.setdefault(name, value)
     os.environ.setdefault("SPARSECV_HOME", os.path.join(CHECKOUT, ".venv"))
     os.makedirs(os.environ["SCIPION_USER_DATA"], exist_ok=True)
