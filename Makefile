@@ -47,7 +47,7 @@ demo: environment
 test: test-engine test-plugin
 
 test-engine: environment-dev
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGUMENTS)
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGUMENTS)
 
 # each Python has an environment of its own; the plugin starts the engine of $(VENV)
 test-plugin: environment-dev

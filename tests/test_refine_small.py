@@ -261,6 +261,7 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(data: SimulatedFile
     assert_same_results(short, out)
 
 
+@pytest.mark.reliability  # tests/faults/test_honesty.py does the same with other words
 def test_threads_and_batches_change_nothing(data: SimulatedFiles, short: Path, tmp_path: Path) -> None:
     """Sums of many images are made in double precision: the order of their parts does not show."""
     assert refine(data, tmp_path, *SHORT, "--threads", 2, "--batch-memory", 60) == 0
