@@ -91,6 +91,7 @@ def test_half_maps_are_not_filtered(finished: Path) -> None:
     assert np.count_nonzero(half[8:24, 8:24, 8:24] == 0) == 0
 
 
+@pytest.mark.reliability  # test_refine_small.py and test_refine_sparse_tv.py do the same with other priors
 def test_a_run_goes_on_as_if_it_had_not_stopped(data: SimulatedFiles, finished: Path, tmp_path: Path) -> None:
     assert refine(data, tmp_path, "--iterations", 2) == 0
     assert refine(data, tmp_path, "--iterations", 4, "--continue") == 0

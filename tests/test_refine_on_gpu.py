@@ -75,6 +75,8 @@ def test_refinement_is_that_of_the_cpu(
     data: tuple[str, SimulatedFiles], is_local: bool, gpu: None, tmp_path: Path
 ) -> None:
     symmetry, files = data
+    if symmetry == "C1" and not is_local:
+        pytest.skip("a search of a quarter of the size says as much")
     on_cpu = RefineSettings(
         particles=files.truth if is_local else files.particles, reference=files.reference, output=tmp_path / "cpu",
         symmetry=symmetry, local=is_local, device="cpu", threads=1, iterations=2,
