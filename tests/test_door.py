@@ -17,7 +17,7 @@ from sparsecv.engine.io.star import StarFile
 from sparsecv.engine.physics.ctf import LEAST_DIVISOR, ctf, wavelength
 from sparsecv.engine.physics.disc import make_disc
 from sparsecv.engine.physics.fourier import resample_images
-from sparsecv.engine.refine.prepare import check_mtf, detector_pixel_size
+from sparsecv.engine.refine.prepare import check_mtf
 from sparsecv.engine.refine.reconstruct import reconstruct
 from sparsecv.engine.refine.settings import ReconstructSettings
 
@@ -300,7 +300,7 @@ def test_images_of_two_detectors_come_with_one_mtf(
     table = ParticleTable.read(two_detectors(tmp_path, mtfs, detector, images))
     said: list[str] = []
     check_mtf(table, said.append)
-    assert not said and detector_pixel_size(table) == detector[0]
+    assert not said and table.optics[table.common].mtf_pixel_size == detector[0]
     found, _ = table.read_images(np.arange(5))
     np.testing.assert_array_equal(found[:3], images[:3])  # the common group's pass as they are
     expected = np.fft.irfft2(first * np.fft.rfft2(scene), s=(BOX, BOX))
@@ -351,5 +351,5 @@ def test_post_processing_takes_the_detector_of_the_common_group(tmp_path: Path) 
     table = ParticleTable.read(tmp_path / "in.star", check_images=False)
     said: list[str] = []
     check_mtf(table, said.append)
-    assert detector_pixel_size(table) == 0.75
+    assert table.optics[table.common].mtf_pixel_size == 0.75
     assert len(said) == 1 and "most.star (rlnMtfFileName) is not there" in said[0]

@@ -135,10 +135,10 @@ def mtf_ratio(group: OpticsGroup, common: OpticsGroup) -> NDArray[np.float32] | 
     -------
     float32, shape (box, box // 2 + 1); None where both are the same, or one of the curves is not there.
     """
-    pixels = [one.detector_pixel_size or one.pixel_size for one in (group, common)]
+    pixels = group.mtf_pixel_size, common.mtf_pixel_size
     if group.mtf == common.mtf and abs(pixels[0] / pixels[1] - 1) <= 1e-4:
         return None
-    own, other = (curve_of(name) if name else None for name in (group.mtf, common.mtf))
+    own, other = curve_of(group.mtf), curve_of(common.mtf)
     if own is None or other is None:
         return None
     plane = np.stack(_half_plane(group.box)) / (group.box * group.pixel_size)

@@ -78,9 +78,9 @@ class MtfCurve:
         return found
 
 
-def curve_of(path: str) -> MtfCurve | None:
-    """The curve in a file, read once; None where the file is not there."""
-    return _read_once(path) if Path(path).is_file() else None
+def curve_of(path: str | None) -> MtfCurve | None:
+    """The curve in a file, read once; None where no file is named, or it is not there."""
+    return _read_once(path) if path and Path(path).is_file() else None
 
 
 _read_once = lru_cache(maxsize=64)(MtfCurve.read)

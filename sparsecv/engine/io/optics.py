@@ -95,6 +95,11 @@ class OpticsGroup:
         return self.magnification != IDENTITY
 
     @property
+    def mtf_pixel_size(self) -> float:
+        """A, of the pixels to which the MTF refers: those of the micrographs before any binning, as far as is known."""
+        return self.detector_pixel_size or self.pixel_size
+
+    @property
     def matrix(self) -> NDArray[np.float64]:
         """M, (2, 2)."""
         return np.reshape(np.array(self.magnification), (2, 2))

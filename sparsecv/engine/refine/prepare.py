@@ -157,15 +157,10 @@ def check_mtf(table: ParticleTable, warn: Warn) -> None:
         warn(f"{common.mtf} (rlnMtfFileName) is not there: post-processing goes without an MTF correction")
         return
     unlike = [group for group in used if group.mtf != common.mtf]
-    lacking = [group.name for group in unlike if not (common.mtf and group.mtf and curve_of(group.mtf))]
+    lacking = [group.name for group in unlike if not (common.mtf and curve_of(group.mtf))]
     if lacking:
         warn(f"optics groups differ in rlnMtfFileName, and not all of the files are there: images of {lacking[0]} "
              f"{'and other groups ' * (len(lacking) > 1)}are taken as if they had the MTF of {common.name}")
-
-
-def detector_pixel_size(table: ParticleTable) -> float:
-    """Pixel size in A at which the MTF was measured: that of the micrographs before any binning."""
-    return table.optics[table.common].detector_pixel_size or table.pixel_size
 
 
 def _common(settings: RefineSettings, geometry: Geometry) -> Common | None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sparsecv.engine.errors import InputError, Terminated
+from sparsecv.engine.io.mtf import curve_of
 from sparsecv.engine.io.results import refuse_to_overwrite, remove_leftovers, remove_results, write_checksums
 from sparsecv.engine.machine import describe
 from sparsecv.engine.physics.ewald import kept_amplitude
@@ -40,7 +41,7 @@ from sparsecv.engine.refine.outputs import (
     write_rejected,
     write_strengths_picture,
 )
-from sparsecv.engine.refine.prepare import Warn, check_rejected, detector_pixel_size, prepare
+from sparsecv.engine.refine.prepare import Warn, check_rejected, prepare
 from sparsecv.engine.refine.record import write_record
 from sparsecv.engine.refine.regularisers import NonUniform
 from sparsecv.engine.refine.regularisers.nonuniform import mean_band_limit
@@ -297,10 +298,10 @@ def _finish(
     write_model_star(folder / "run_model.star", refinement, iteration)
     write_strengths_picture(folder, refinement.state.history)
     radius_px = geometry.diameter / 2 / table.pixel_size
-    mtf = table.optics[table.common].mtf
+    common = table.optics[table.common]
     result = postprocess(*iteration.half_maps, table.pixel_size,
                          mask=_final_mask(refinement, settings, iteration, radius_px, threads, warn),
-                         mtf=mtf if mtf and Path(mtf).is_file() else None, mtf_pixel_size=detector_pixel_size(table),
+                         mtf=curve_of(common.mtf), mtf_pixel_size=common.mtf_pixel_size,
                          sphere_radius_px=radius_px,
                          seed=settings.seed, workers=threads, common=refinement.common)  # fmt: skip
     write_postprocess(result, folder, half_names=(HALF_MAP.format(1), HALF_MAP.format(2)),
